@@ -1,0 +1,103 @@
+"""``prism evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prism_dml.cli.embed import embed_table
+from prism_dml.cli.output import print_json, print_table, write_json
+
+if TYPE_CHECKING:
+    from prism_dml.cli.embed import Embedded
+
+INTERVAL = 0.95
+
+
+def evaluate(
+    run: Path,
+    data: Path,
+    *,
+    split: str = "test",
+    json: Path | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
+    workers: int = 0,
+    max_unreadable: float = 0.01,
+    device: str = "auto",
+) -> None:
+    """Measure how well a trained model retrieves images of classes it has never seen.
+
+    Every image of the split is a query for the others. True labels are used where the data has them.
+    Images that are the only one of their class cannot be found; they are left out as queries and counted.
+
+    Args:
+        run: Folder of a training run or of a model.
+        data: Folder of class folders, CSV, or parquet.
+        split: Split of the data to measure on; all of the data if it has no splits.
+        json: File to write the numbers to as JSON; - prints them instead of the table.
+        seed: Of the bootstrap over queries that gives the 95 % intervals.
+        batch_size: Images at once.
+        workers: Processes that decode large images.
+        max_unreadable: Share of the images, in [0, 1], that may be unreadable; they are named and left out.
+        device: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        ValueError: the model or the data cannot be read, or no image has another of its class.
+    """
+    from prism_dml.data import read_table
+    from prism_dml.models import load
+
+    model, table = load(run), read_table(data, split)
+    embedded = embed_table(model, table, batch_size, workers, max_unreadable, device)
+    metrics, intervals = measure(embedded, seed)
+    used_split = None if table.splits is None else split
+    result = {"run": str(run), "data": str(data), "split": used_split, "seed": seed}
+    result |= metrics | {"unreadable": len(table) - len(embedded.table), "intervals": intervals}
+    if json is not None and str(json) == "-":
+        print_json(result)
+        return
+    if json is not None:
+        write_json(result, json)
+    skipped = f", {metrics['num_skipped']:,} skipped" if metrics["num_skipped"] else ""
+    ranges = {name: f"{low:.4f} to {high:.4f}" for name, (low, high) in intervals.items()}
+    rows = [(title, f"{metrics[name]:.4f}", ranges.get(name, "")) for name, title in _TITLES.items()]
+    title = f"{run} on {data}: {metrics['num_queries']:,} queries{skipped}"
+    print_table(title, ("Measure", "Value", "95 % interval"), rows)
+
+
+_TITLES = {
+    "precision_at_1": "Precision@1",
+    "r_precision": "R-Precision",
+    "map_at_r": "MAP@R",
+    "recall_at_2": "Recall@2",
+    "recall_at_4": "Recall@4",
+    "recall_at_8": "Recall@8",
+    "macro_precision_at_1": "Precision@1, mean over classes",
+    "macro_r_precision": "R-Precision, mean over classes",
+    "macro_map_at_r": "MAP@R, mean over classes",
+}
+
+
+def measure(embedded: Embedded, seed: int) -> tuple[dict[str, Any], dict[str, tuple[float, float]]]:
+    """Retrieval among the images themselves, by their true labels where these are known.
+
+    Args:
+        embedded: N embeddings and their samples; those whose true class is none of the classes are left out.
+        seed: of the bootstrap.
+
+    Returns:
+        The measures of `prism_dml.retrieval_metrics`, and the 95 % interval of each mean over queries.
+
+    Raises:
+        ValueError: no image has another of its class.
+    """
+    from prism_dml.retrieval import bootstrap_interval, retrieval_metrics, retrieval_scores
+
+    table, vectors = embedded.table, embedded.vectors
+    labels = table.labels if table.clean_labels is None else table.clean_labels
+    known = labels >= 0
+    vectors, labels = vectors[known], labels[known]
+    metrics = retrieval_metrics(vectors, labels)
+    scores = retrieval_scores(vectors, labels)
+    return metrics, {name: bootstrap_interval(values, seed, INTERVAL) for name, values in scores.items()}

@@ -1,0 +1,99 @@
+"""Entry point of ``prism``: finds the command, runs it, and turns a failure into one line and a status."""
+
+import difflib
+import logging
+import os
+import sys
+import traceback
+from argparse import ArgumentError
+from collections.abc import Sequence
+from importlib import import_module
+
+from prism_dml import __version__
+
+COMMANDS = {
+    "demo": "Train with and without PRISM with half the labels wrong; needs no data. Start here.",
+    "train": "Train an embedding on images whose labels cannot be trusted.",
+    "evaluate": "Measure how well a trained model retrieves images of classes it has never seen.",
+    "embed": "Write the embeddings of a data set to a file.",
+    "corrupt": "Make some labels of a data set wrong, on purpose, for experiments.",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments after the program's name; None takes those of the process.
+
+    Returns:
+        Exit status: 0 done, 2 a user's mistake (one line on standard error), 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(_overview())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        sys.stdout.write(f"prism {__version__}\n")
+        return 0
+    _log_to_standard_error()
+    try:
+        _run(arguments[0], arguments[1:])
+        sys.stdout.flush()
+    except (ArgumentError, ValueError, OSError) as error:
+        return _report(error)
+    except KeyboardInterrupt:
+        sys.stderr.write("prism: interrupted\n")
+        return 130
+    return 0
+
+
+def _run(command: str, arguments: Sequence[str]) -> None:
+    if command not in COMMANDS:
+        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"the commands are {', '.join(COMMANDS)}"
+        raise ValueError(f"unknown command '{command}': {hint}")
+    # Imported here, and only the one that runs: `prism --help` must not wait for torch.
+    from prism_dml.cli.parser import parse
+
+    function = getattr(import_module(f"prism_dml.cli.{command}"), command)
+    function(**parse(function, f"prism {command}", arguments))
+
+
+def _report(error: Exception) -> int:
+    if isinstance(error, BrokenPipeError):  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if os.environ.get("PRISM_DEBUG"):
+        traceback.print_exc()
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        message = f"{error.strerror}: {error.filename}"
+    else:
+        message = str(error) or type(error).__name__
+    sys.stderr.write(f"prism: error: {' '.join(message.split())}\n")
+    return 2
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = "".join(f"  {name:<{width}}  {summary}\n" for name, summary in COMMANDS.items())
+    return f"""usage: prism COMMAND [OPTIONS]
+
+Embeddings from labels that cannot be trusted.
+
+commands:
+{lines}
+options:
+  -h, --help  Show this help; `prism COMMAND --help` shows a command's arguments, units and defaults.
+  --version   Show the version.
+
+PRISM_DEBUG=1 in the environment shows where an error came from.
+"""
+
+
+def _log_to_standard_error() -> None:
+    logger = logging.getLogger("prism_dml")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("prism: warning: %(message)s"))
+        logger.addHandler(handler)

@@ -1,0 +1,108 @@
+"""What commands print: JSON on standard output, tables and progress on standard error or the terminal."""
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+
+class _Rate(ProgressColumn):
+    """Units a second, over the recent past."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} {self._unit}/s")
+
+
+def progress_bar(unit: str = "images") -> Progress:
+    """A progress display on standard error: done of total, rate and time left; nothing where nobody watches.
+
+    Args:
+        unit: What is counted.
+    """
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(unit),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def to_json(result: dict[str, Any]) -> str:
+    """A result as strict JSON: numbers that are not finite become null, since JSON has no NaN.
+
+    Args:
+        result: Of JSON's types, and numbers of numpy or one-element tensors.
+    """
+    return json.dumps(_plain(result), indent=2, ensure_ascii=False) + "\n"
+
+
+def write_json(result: dict[str, Any], file: Path) -> None:
+    """Write a result to a file, in one piece; see `to_json`.
+
+    Args:
+        result: what to write.
+        file: replaced if it exists; its folder is made.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(to_json(result), encoding="utf-8")
+    partial.replace(file)
+
+
+def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table on standard output; its first column is text, the others are numbers.
+
+    Args:
+        title: the line above it.
+        header: names of the columns.
+        rows: one text for each column.
+    """
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for position, name in enumerate(header):
+        table.add_column(name, justify="right" if position else "left")
+    for row in rows:
+        table.add_row(*row)
+    Console(markup=False, highlight=False).print(table)  # names of files may hold brackets
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """Print a result for programs on standard output; see `to_json`."""
+    sys.stdout.write(to_json(result))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):  # a number of numpy or torch
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

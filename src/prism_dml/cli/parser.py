@@ -1,0 +1,141 @@
+"""Command-line arguments from a function's signature and docstring, by jsonargparse."""
+
+import argparse
+import dataclasses
+import difflib
+import inspect
+import re
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
+
+
+def parse(function: Callable[..., object], program: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Parse a command's arguments.
+
+    Positional parameters of the function without a default are positional arguments, all others are options.
+    The fields of a parameter whose type is a dataclass are options of their own. ``--config FILE`` reads
+    options from YAML.
+
+    Args:
+        function: The command; its Google-style docstring is the help.
+        program: What the user typed, such as ``"prism train"``.
+        arguments: What follows it.
+
+    Returns:
+        The keyword arguments to call the function with.
+
+    Raises:
+        ValueError: An argument is unknown, missing or of the wrong type, or a dataclass refused its values.
+    """
+    types_of = get_type_hints(function)
+    types_of.pop("return", None)
+    configs: dict[str, Any] = {
+        name: kind for name, kind in types_of.items() if dataclasses.is_dataclass(kind)
+    }
+    parser = _Parser(
+        prog=program,
+        description=(inspect.getdoc(function) or "").split("\n\nArgs:")[0],
+        formatter_class=_HelpFormatter,
+        exit_on_error=False,
+        allow_abbrev=False,  # an abbreviation of today is ambiguous tomorrow
+        print_config="--print-config",
+    )
+    config_help = "Read options from a YAML file; those on the command line win."
+    parser.add_argument("--config", action="config", metavar="FILE", help=config_help)
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=set(configs))
+    for kind in configs.values():
+        parser.add_class_arguments(kind, as_group=False)
+        types_of |= get_type_hints(kind)
+    parser.describe_types({name: _type_text(annotation) for name, annotation in types_of.items()})
+    try:
+        values = parser.parse_args(list(arguments))
+    except argparse.ArgumentError as error:
+        raise ValueError(parser.explain(error.message)) from error
+    keywords = {name: values[name] for name in inspect.signature(function).parameters if name not in configs}
+    for name, kind in configs.items():
+        fields = [field.name for field in dataclasses.fields(kind) if field.init]
+        keywords[name] = kind(**{field: values[field] for field in fields})
+    return keywords
+
+
+_METAVARS = {"an integer": "N", "a number": "X", "a path": "PATH", "text": "TEXT"}
+
+
+class _Parser(ArgumentParser):
+    """jsonargparse's parser with our spelling: ``--noise-rate``, ``--json`` without a value, ``DATA``."""
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        if not names[0].startswith("-"):
+            options.setdefault("metavar", names[0].upper())
+        elif options.get("type") is bool:
+            del options["type"]
+            options["action"] = ActionYesNo(no_prefix="no-")
+        spelled = [name.replace("_", "-") if name.startswith("--") else name for name in names]
+        action: argparse.Action = super().add_argument(*spelled, **options)
+        return action
+
+    def describe_types(self, texts: dict[str, str]) -> None:
+        """Give each argument its type in plain words, for its help and its errors."""
+        self.type_texts = texts
+        for action in self._actions:
+            text = texts.get(action.dest, "")
+            action.type_text = text  # type: ignore[attr-defined]
+            if action.option_strings and action.nargs != 0 and action.metavar is None:
+                action.metavar = _METAVARS.get(text, "VALUE")
+
+    def explain(self, message: str) -> str:
+        """jsonargparse's message in the words of someone who typed options and knows no Python types."""
+        spelling = {action.dest: _spelling(action) for action in self._actions}
+        wrong = re.search(r'Parser key "(\w+)":.*?(?:Given|Got) value: ([^\n]*)\s*$', message, re.DOTALL)
+        if wrong and wrong[1] in self.type_texts:
+            return f"{spelling[wrong[1]]}: expected {self.type_texts[wrong[1]]}, got '{wrong[2]}'"
+        missing = re.fullmatch(r"the following arguments are required: (.*)", message)
+        if missing:
+            return f"missing: {', '.join(spelling.get(name, name) for name in missing[1].split(', '))}"
+        unknown = re.fullmatch(r"unrecognized arguments: (.*)", message, re.IGNORECASE | re.DOTALL)
+        if unknown:
+            options = [option for action in self._actions for option in action.option_strings]
+            close = difflib.get_close_matches(unknown[1].split()[0].split("=")[0], options, n=1)
+            return f"unknown argument '{unknown[1]}'" + (f": did you mean {close[0]}?" if close else "")
+        message = re.sub(r'Parser key "(\w+)"', lambda key: spelling.get(key[1], key[1]), message)
+        return message.replace(' in "<unicode string>",', "")
+
+
+class _HelpFormatter(DefaultHelpFormatter):
+    """Says what is required, of which type, and the default, without Python's own spelling of types."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        notes = []
+        if action.required and action.option_strings:
+            notes.append("required")
+        type_text = getattr(action, "type_text", "")
+        if not type_text.startswith(("one of", "true or")):  # these already stand beside the option
+            notes.append(type_text)
+        if action.option_strings and action.default not in (None, argparse.SUPPRESS) and not action.required:
+            notes.append("default: %(default)s")
+        note = "; ".join(filter(None, notes))
+        return (action.help or "") + (f" ({note})" if note else "")
+
+
+def _spelling(action: argparse.Action) -> str:
+    return action.option_strings[0] if action.option_strings else action.dest.upper()
+
+
+def _type_text(annotation: Any) -> str:
+    """A type in plain words, such as ``number or auto``; empty where there is nothing to say."""
+    plain = {int: "an integer", float: "a number", str: "text", Path: "a path", bool: "true or false"}
+    if annotation in plain:
+        return plain[annotation]
+    members = [member for member in get_args(annotation) if member not in (type(None), Ellipsis)]
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return "one of " + ", ".join(str(member) for member in members)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_type_text(member).removeprefix("one of ") for member in members)
+    if origin in (list, tuple):
+        return "a list of " + _type_text(members[0]).removeprefix("a ").removeprefix("an ") + "s"
+    return ""

@@ -1,0 +1,61 @@
+"""Files to batches: readers, decoding, augmentation, sampling, noise models, writers."""
+
+from prism_dml.data.augment import Augment, AugmentKind
+from prism_dml.data.cache import fits_in_memory, load_images
+from prism_dml.data.decode import decode_image, read_image, square
+from prism_dml.data.letters import letters_table
+from prism_dml.data.loader import (
+    Batch,
+    CachedBatches,
+    CacheKind,
+    ImageBatches,
+    StreamingBatches,
+    open_images,
+)
+from prism_dml.data.noise import NoiseKind, corrupt_labels, corrupt_table, pixel_features, small_cluster
+from prism_dml.data.omniglot import omniglot_table
+from prism_dml.data.readers import read_table
+from prism_dml.data.sampling import PKSampler
+from prism_dml.data.table import (
+    BytesImages,
+    FileImages,
+    ImageSource,
+    ImageTable,
+    SelectedImages,
+    image_file,
+    sort_classes,
+)
+from prism_dml.data.writers import write_table
+
+__all__ = [
+    "Augment",
+    "AugmentKind",
+    "Batch",
+    "BytesImages",
+    "CacheKind",
+    "CachedBatches",
+    "FileImages",
+    "ImageBatches",
+    "ImageSource",
+    "ImageTable",
+    "NoiseKind",
+    "PKSampler",
+    "SelectedImages",
+    "StreamingBatches",
+    "corrupt_labels",
+    "corrupt_table",
+    "decode_image",
+    "fits_in_memory",
+    "image_file",
+    "letters_table",
+    "load_images",
+    "omniglot_table",
+    "open_images",
+    "pixel_features",
+    "read_image",
+    "read_table",
+    "small_cluster",
+    "sort_classes",
+    "square",
+    "write_table",
+]

@@ -1,0 +1,137 @@
+"""All images of a table decoded once into one compact tensor."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prism_dml.data.decode import read_image, square
+from prism_dml.data.table import ImageTable, IntArray
+
+logger = logging.getLogger("prism_dml")
+
+Pixels = NDArray[np.uint8]
+
+MEMORY_SHARE = 0.5
+"""Share of the machine's memory that decoded images may take; the rest is for the model and the workers."""
+NAMED_UNREADABLE = 10
+"""So many unreadable images are named on the log; the others are only counted."""
+CHUNK = 1024
+"""Images handed to the thread pool at once: bounds what waits to be stored."""
+
+
+def load_images(
+    table: ImageTable,
+    size: int,
+    max_unreadable: float = 0.01,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[torch.Tensor, IntArray]:
+    """Decode a table's images once, skipping unreadable ones, which are named on the log.
+
+    Args:
+        table: N images, N >= 1.
+        size: side of the square images in pixels; the short side is resized to it, the centre cut out.
+        max_unreadable: share in [0, 1] of unreadable images that is put up with.
+        progress: called with (images done, N) every so often.
+
+    Returns:
+        images (M, C, size, size) uint8, C = 1 if every image is grey, else 3, and the indices (M,) in the
+        table of the M readable ones.
+
+    Raises:
+        ValueError: an empty table, a bad argument, no readable image, or too many unreadable ones.
+    """
+    if len(table) == 0:
+        raise ValueError("there are no images to load")
+    if size < 1:
+        raise ValueError(f"the image size must be at least 1 pixel, not {size}")
+    if not 0 <= max_unreadable <= 1:
+        raise ValueError(f"max_unreadable must be in [0, 1], not {max_unreadable}")
+
+    pixels = np.empty((len(table), 1, size, size), dtype=np.uint8)
+    readable: list[int] = []
+    unreadable = _Unreadable(len(table), max_unreadable)
+    for i, image in enumerate(_decode_all(table, size)):
+        if isinstance(image, ValueError):
+            unreadable.add(image)
+        else:
+            pixels = _store(pixels, len(readable), image)
+            readable.append(i)
+        if progress is not None and ((i + 1) % CHUNK == 0 or i + 1 == len(table)):
+            progress(i + 1, len(table))
+    unreadable.close()
+    return torch.from_numpy(pixels[: len(readable)]), np.asarray(readable, dtype=np.int64)
+
+
+def fits_in_memory(table: ImageTable, size: int) -> bool:
+    """Whether a table's images, decoded to 3 x size x size, take at most half of the machine's memory."""
+    return len(table) * 3 * size * size <= MEMORY_SHARE * _memory_bytes()
+
+
+class _Unreadable:
+    """Names and counts unreadable images; ValueError once they are too many."""
+
+    def __init__(self, total: int, max_share: float) -> None:
+        self.total = total
+        self.max_share = max_share
+        self.count = 0
+
+    def add(self, error: ValueError) -> None:
+        self.count += 1
+        if self.count <= NAMED_UNREADABLE:
+            logger.warning("skipped %s", error)
+        if self.count > self.max_share * self.total or self.count == self.total:
+            raise ValueError(
+                f"{self.count} of {self.total} images are unreadable, more than the share of "
+                f"{self.max_share:g} that is put up with; the last one: {error}"
+            )
+
+    def close(self) -> None:
+        if self.count > NAMED_UNREADABLE:
+            logger.warning("skipped %d unreadable images in all", self.count)
+
+
+def _decode_all(table: ImageTable, size: int) -> Iterator[Pixels | ValueError]:
+    """Each image as (size, size, 3), or why it could not be read, in order."""
+
+    def decode(i: int) -> Pixels | ValueError:
+        try:
+            return np.asarray(square(read_image(table, i), size))
+        except ValueError as error:
+            return error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes and resizes without holding the GIL
+        for start in range(0, len(table), CHUNK):
+            yield from pool.map(decode, range(start, min(start + CHUNK, len(table))))
+
+
+def _store(pixels: Pixels, row: int, image: Pixels) -> Pixels:
+    """Put an image (size, size, 3) in a row, making room for colour at the first coloured image."""
+    if pixels.shape[1] == 1:
+        grey = image[..., 0]
+        if (image == grey[..., None]).all():
+            pixels[row, 0] = grey
+            return pixels
+        coloured = np.empty((pixels.shape[0], 3, *pixels.shape[2:]), dtype=np.uint8)
+        coloured[:row] = pixels[:row]
+        pixels = coloured
+    pixels[row] = image.transpose(2, 0, 1)
+    return pixels
+
+
+def _memory_bytes() -> int:
+    """Memory of this machine, or of the container it runs in; 8 GiB where the system does not say."""
+    limits = []
+    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    container = Path("/sys/fs/cgroup/memory.max")
+    if container.is_file() and (limit := container.read_text().strip()).isdecimal():
+        limits.append(int(limit))
+    return min(limits, default=8 * 2**30)

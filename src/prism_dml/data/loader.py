@@ -1,0 +1,229 @@
+"""Batches of images and labels, addressed by step: from a cache in memory, or decoded by worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from prism_dml.data.augment import Augment
+from prism_dml.data.cache import fits_in_memory, load_images
+from prism_dml.data.sampling import PKSampler
+from prism_dml.data.streaming import Step, TrainingOrder, stream
+from prism_dml.data.table import ImageTable, IntArray
+
+CacheKind = Literal["auto", "memory", "stream"]
+
+LARGEST_CACHED = 128
+"""Above this size crops are better cut from the file than from a small copy, so "auto" streams."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch on the device: what a training step or an evaluation step looks at."""
+
+    images: Tensor
+    """(B, 3, S, S) float32, augmented and normalised."""
+    labels: Tensor
+    """(B,) int64 given labels."""
+    index: Tensor
+    """(B,) int64 sample numbers in the table of the batches."""
+
+
+class ImageBatches(Protocol):
+    """Images of a table in batches."""
+
+    @property
+    def table(self) -> ImageTable:
+        """The table that labels and sample numbers refer to."""
+
+    def select(self, indices: ArrayLike) -> ImageBatches:
+        """The samples at `indices` (numbers or a mask) only, renumbered from 0; decoded images are shared."""
+
+    def train(self, sampler: PKSampler, seed: int, start_step: int = 0) -> Iterator[Batch]:
+        """Endless augmented batches of the sampler's epochs; batch s is a pure function of (seed, s)."""
+
+    def evaluate(self, batch_size: int = 256) -> Iterator[Batch]:
+        """Every readable image once, in the order of the table, not augmented."""
+
+
+@dataclass(frozen=True, eq=False)
+class CachedBatches:
+    """Batches from images decoded once: all randomness is the augmentation's, on the device.
+
+    Args:
+        table: N samples.
+        images: (M, C, S, S) uint8 decoded images.
+        rows: (N,) the row of `images` of each sample.
+        augment: augmentation of training batches; its mean and std are used in evaluation too.
+        device: where batches go.
+    """
+
+    table: ImageTable
+    images: Tensor
+    rows: Tensor
+    augment: Augment
+    device: torch.device
+
+    def select(self, indices: ArrayLike) -> CachedBatches:
+        """The samples at `indices` (numbers or a mask) only, renumbered from 0; decoded images are shared."""
+        chosen = np.arange(len(self.table))[np.asarray(indices)]
+        return replace(self, table=self.table.select(chosen), rows=self.rows[torch.from_numpy(chosen)])
+
+    def train(self, sampler: PKSampler, seed: int, start_step: int = 0) -> Iterator[Batch]:
+        """Endless augmented batches of the sampler's epochs; batch s is a pure function of (seed, s)."""
+        for step, indices in TrainingOrder(sampler, start_step):
+            yield self._batch(indices, self.augment, _generator(seed, step))
+
+    def evaluate(self, batch_size: int = 256) -> Iterator[Batch]:
+        """Every image once, in the order of the table, not augmented."""
+        for indices in _slices(len(self.table), batch_size):
+            yield self._batch(indices, replace(self.augment, kind="none"))
+
+    def _batch(self, indices: IntArray, augment: Augment, generator: torch.Generator | None = None) -> Batch:
+        index = torch.from_numpy(indices)
+        images = self.images[self.rows[index]].to(self.device)  # (B, C, S, S)
+        labels = torch.from_numpy(self.table.labels[indices])
+        return Batch(augment(images, generator), labels.to(self.device), index.to(self.device))
+
+
+@dataclass(frozen=True, eq=False)
+class StreamingBatches:
+    """Batches decoded anew each time, by worker processes, with torchvision's crops from the full image.
+
+    An unreadable image is named on the log; in training another sample of its class stands in for it, in
+    evaluation it is left out.
+
+    Args:
+        table: N samples.
+        size: side S of the square images in pixels.
+        augment: see `Augment`; here "photo" is a random crop of 20 to 100 % of the area and a flip.
+        resize_size: short side before the centre is cut out, at least S.
+        workers: number of processes; 0 decodes in this one. It changes nothing in the batches.
+        max_unreadable: share in [0, 1] of the images seen that may be unreadable, judged from 1,000 images
+        on.
+        device: where batches go.
+
+    Raises:
+        ValueError: a bad argument; while iterating, when the share of unreadable images passes
+        `max_unreadable`.
+    """
+
+    table: ImageTable
+    size: int
+    augment: Augment
+    resize_size: int
+    workers: int = 0
+    max_unreadable: float = 0.01
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"the image size must be at least 1 pixel, not {self.size}")
+        if self.resize_size < self.size:
+            raise ValueError(f"resize_size must be at least the size {self.size}, not {self.resize_size}")
+        if self.workers < 0:
+            raise ValueError(f"workers must not be negative, not {self.workers}")
+        if not 0 <= self.max_unreadable <= 1:
+            raise ValueError(f"max_unreadable must be in [0, 1], not {self.max_unreadable}")
+
+    def select(self, indices: ArrayLike) -> StreamingBatches:
+        """The samples at `indices` (numbers or a mask) only, renumbered from 0."""
+        return replace(self, table=self.table.select(indices))
+
+    def train(self, sampler: PKSampler, seed: int, start_step: int = 0) -> Iterator[Batch]:
+        """Endless augmented batches of the sampler's epochs; batch s is a pure function of (seed, s)."""
+        return self._batches(TrainingOrder(sampler, start_step), seed)
+
+    def evaluate(self, batch_size: int = 256) -> Iterator[Batch]:
+        """Every readable image once, in the order of the table, not augmented."""
+        return self._batches(list(enumerate(_slices(len(self.table), batch_size))), None)
+
+    def _batches(self, order: Iterable[Step], seed: int | None) -> Iterator[Batch]:
+        train = self.augment if seed is not None else replace(self.augment, kind="none")
+        # The workers have done the photo's crop and flip; a drawing is bent here, as if it came from the
+        # cache.
+        augment = replace(train, kind="none") if train.kind == "photo" else train
+        decoded = stream(
+            self.table,
+            order,
+            self.size,
+            self.resize_size,
+            seed,
+            crop=train.kind == "photo",
+            workers=self.workers,
+            max_unreadable=self.max_unreadable,
+            pin_memory=self.device.type == "cuda",
+        )
+        for step, images, index in decoded:
+            labels = torch.from_numpy(self.table.labels[index.numpy()])
+            images = augment(images.to(self.device, non_blocking=True), _generator(seed or 0, step))
+            yield Batch(images, labels.to(self.device), index.to(self.device))
+
+
+def open_images(
+    table: ImageTable,
+    size: int,
+    augment: Augment,
+    workers: int = 0,
+    max_unreadable: float = 0.01,
+    cache: CacheKind = "auto",
+    device: torch.device | str = "cpu",
+    resize_size: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> ImageBatches:
+    """Batches of a table's images, which are decoded once into memory or streamed from their source.
+
+    Args:
+        table: N samples; when cached, the result's `table` has the readable ones only.
+        size: side of the square images in pixels.
+        augment: augmentation of training batches, mean and std of all.
+        workers: processes that decode streamed images.
+        max_unreadable: share in [0, 1] of unreadable images that is put up with.
+        cache: "memory", "stream", or "auto": memory up to 128 pixels if half of the machine's memory
+        suffices.
+        device: where batches go.
+        resize_size: short side before the centre is cut out in evaluation, at least S; None: S. More than S
+        (256
+            for 224 pixels is usual) is only for streamed images.
+        progress: called with (images done, N) while images are decoded into memory.
+
+    Raises:
+        ValueError: an empty table, a bad argument, or too many unreadable images.
+    """
+    if cache not in ("auto", "memory", "stream"):
+        raise ValueError(f"unknown cache {cache!r}, choose one of auto, memory, stream")
+    device = torch.device(device)
+    resize_size = size if resize_size is None else resize_size
+    if cache == "auto":
+        small = size <= LARGEST_CACHED and resize_size == size
+        cache = "memory" if small and fits_in_memory(table, size) else "stream"
+    if cache == "memory" and resize_size != size:
+        raise ValueError(
+            f"images in memory have resize_size {size}, their size; {resize_size} needs a stream"
+        )
+    if cache == "memory":
+        images, readable = load_images(table, size, max_unreadable, progress)
+        table = table if len(readable) == len(table) else table.select(readable)
+        return CachedBatches(table, images, torch.arange(len(images)), augment, device)
+    if len(table) == 0:
+        raise ValueError("there are no images to load")
+    return StreamingBatches(table, size, augment, resize_size, workers, max_unreadable, device)
+
+
+def _generator(seed: int, step: int) -> torch.Generator:
+    """The generator of a step's augmentation."""
+    state = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def _slices(count: int, batch_size: int) -> list[IntArray]:
+    """0 ... count - 1 in pieces of batch_size."""
+    if batch_size < 1:
+        raise ValueError(f"the batch size must be at least 1, not {batch_size}")
+    return [np.arange(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]

@@ -1,0 +1,147 @@
+"""Class-balanced batches: P classes x K samples, every sample at least once in an epoch."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Indices = NDArray[np.int64]
+
+
+class PKSampler:
+    """Batches of P classes x K samples, each epoch a pure function of (seed, epoch).
+
+    Every class's shuffled samples are cut into chunks of K; the last chunk is topped up with other samples of
+    the class, so a sample repeats inside a chunk only where its class is smaller than K. Chunks are dealt so
+    that a batch holds as many different classes as possible (with fewer classes than P, several chunks of one
+    class), and always at least two: where one class outweighs all others more than (P - 1) to 1, or a single
+    chunk would be left for the last batch, the other classes get extra chunks. All batches have P * K samples
+    but the last, which has what is left (at least 2 * K).
+
+    Args:
+        labels: (N,) integers, any values; at least two different ones.
+        classes_per_batch: P >= 2.
+        samples_per_class: K >= 1.
+        seed: non-negative integer.
+
+    Raises:
+        ValueError: fewer than two classes, labels that are not one row of integers, P < 2, K < 1 or a
+        negative seed.
+    """
+
+    def __init__(
+        self, labels: ArrayLike, classes_per_batch: int, samples_per_class: int, seed: int = 0
+    ) -> None:
+        labels = np.asarray(labels)
+        if labels.ndim != 1 or (labels.size and not np.issubdtype(labels.dtype, np.integer)):
+            raise ValueError(
+                f"labels must be one row of integers, not {labels.dtype} of shape {labels.shape}"
+            )
+        if classes_per_batch < 2:
+            raise ValueError(f"classes_per_batch must be at least 2, not {classes_per_batch}")
+        if samples_per_class < 1:
+            raise ValueError(f"samples_per_class must be at least 1, not {samples_per_class}")
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, not {seed}")
+        values, labels = np.unique(labels, return_inverse=True)
+        if len(values) < 2:
+            raise ValueError(f"batches need samples of at least two classes, the labels have {len(values)}")
+        self.classes_per_batch = classes_per_batch
+        self.samples_per_class = samples_per_class
+        self.seed = seed
+        self._labels = labels  # (N,) in 0 ... C - 1, each of them present
+        self._sizes = np.bincount(labels)  # (C,) samples
+        self._chunks = -(-self._sizes // samples_per_class)  # (C,)
+        self._largest = int(self._chunks.argmax())
+        self._extra = self._chunks_to_add()
+        self.num_batches = -(-(int(self._chunks.sum()) + self._extra) // classes_per_batch)
+
+    def __len__(self) -> int:
+        """Number of batches of an epoch, the same for every epoch."""
+        return self.num_batches
+
+    def epoch(self, epoch: int) -> list[Indices]:
+        """Index arrays into the labels, one a batch; the K samples of a chunk lie side by side."""
+        rng = np.random.default_rng((self.seed, epoch))
+        chunks = self._chunks + self._share_of_extra(rng)  # (C,)
+        # Classes with many chunks are dealt first, equal ones in random order.
+        order = rng.permutation(len(chunks))
+        order = order[np.argsort(-chunks[order], kind="stable")]  # (C,)
+        chunk_class = np.repeat(order, chunks[order])  # (M,)
+        columns = _deal(
+            chunk_class, self.classes_per_batch, self.num_batches, rng
+        )  # (M,) batch of each chunk
+
+        ends = np.cumsum(chunks[order])
+        chunk_number = np.arange(len(chunk_class)) - np.repeat(
+            ends - chunks[order], chunks[order]
+        )  # (M,) in class
+        by_batch = np.argsort(columns, kind="stable")
+        chunk_class, chunk_number = chunk_class[by_batch], chunk_number[by_batch]
+        shuffled = rng.permutation(len(self._labels))
+        shuffled = shuffled[np.argsort(self._labels[shuffled], kind="stable")]  # (N,) by class, random within
+        starts = np.cumsum(self._sizes) - self._sizes
+        k = self.samples_per_class
+        # Slots past the end of a class start over at its beginning: that tops up the last chunk.
+        slots = chunk_number[:, None] * k + np.arange(k)  # (M, K)
+        slots %= self._sizes[chunk_class, None]
+        samples = shuffled[starts[chunk_class, None] + slots].reshape(-1)  # (M * K,)
+        size = self.classes_per_batch * k
+        return [samples[start : start + size] for start in range(0, len(samples), size)]
+
+    def _chunks_to_add(self) -> int:
+        """Extra chunks of the classes other than the largest so that each batch has two classes."""
+        largest, total = int(self._chunks[self._largest]), int(self._chunks.sum())
+        needed = -(-largest // (self.classes_per_batch - 1))
+        extra = max(0, needed - (total - largest))
+        if (total + extra) % self.classes_per_batch == 1:
+            extra += 1
+        return extra
+
+    def _share_of_extra(self, rng: np.random.Generator) -> Indices:
+        """(C,) the extra chunks of each class: even, the odd ones to random classes, none to the largest."""
+        others = rng.permutation(np.delete(np.arange(len(self._chunks)), self._largest))
+        share = np.zeros(len(self._chunks), np.int64)
+        share[others] = self._extra // len(others)
+        share[others[: self._extra % len(others)]] += 1
+        return share
+
+
+def _deal(chunk_class: Indices, height: int, num_batches: int, rng: np.random.Generator) -> Indices:
+    """(M,) batch of each chunk, given the chunks' classes (M,), equal ones side by side.
+
+    The batches are the columns of a grid of `height` rows that is filled row by row, in random order within a
+    row. A class that runs from one row into the next goes to the columns that have fewest of it. So no batch
+    has a class twice that has fewer chunks than there are full batches. The last column, which is the last
+    batch, has cells only in as many rows as chunks are left for it, evenly spaced down the grid: two cells
+    there are two classes.
+    """
+    total, full = len(chunk_class), num_batches - 1
+    left = total - full * height  # chunks of the last batch, 1 ... height
+    has_last = np.zeros(height, bool)
+    has_last[(np.arange(left) + 1) * height // left - 1] = True
+    ends = np.cumsum(full + has_last)  # (height,) of the rows
+    columns = np.empty(total, np.int64)
+    used = np.zeros(num_batches, np.int64)  # chunks that each column has of the class at the row's beginning
+    start = 0
+    for row, end in enumerate(ends):
+        if end == start:
+            continue
+        free = rng.permutation(full)
+        if has_last[row]:
+            free = np.append(free, full)
+        first = chunk_class[start]
+        if start and chunk_class[start - 1] == first:
+            length = int(np.count_nonzero(chunk_class[start:end] == first))
+            head = free[np.argsort(used[free], kind="stable")[:length]]
+            rest = np.ones(num_batches, bool)
+            rest[head] = False
+            free = np.concatenate([head, free[rest[free]]])
+        columns[start:end] = free
+        # What the next row has to know: where the class that ends this row has been put.
+        last = chunk_class[end - 1]
+        if not (start and chunk_class[start - 1] == last):
+            used[:] = 0
+        used[free[chunk_class[start:end] == last]] += 1
+        start = end
+    return columns

@@ -1,0 +1,179 @@
+"""Images decoded by worker processes, in an order given by step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from prism_dml.data.cache import NAMED_UNREADABLE
+from prism_dml.data.decode import read_image, square
+from prism_dml.data.sampling import PKSampler
+from prism_dml.data.table import ImageTable, IntArray
+
+logger = logging.getLogger("prism_dml")
+
+JUDGED_FROM = 1000
+"""The share of unreadable images is taken of at least so many: one in the first batch means nothing yet."""
+STAND_INS = 8
+"""So many samples of the class are tried in an unreadable image's place before the place is left empty."""
+
+Step = tuple[int, IntArray]
+"""A step's number and the sample numbers of its batch."""
+
+
+@dataclass(frozen=True)
+class TrainingOrder:
+    """The steps of a run from `start_step` on, without end."""
+
+    sampler: PKSampler
+    start_step: int = 0
+
+    def __iter__(self) -> Iterator[Step]:
+        step = self.start_step
+        while True:
+            epoch, first = divmod(step, self.sampler.num_batches)
+            for indices in self.sampler.epoch(epoch)[first:]:
+                yield step, indices
+                step += 1
+
+
+def stream(
+    table: ImageTable,
+    order: Iterable[Step],
+    size: int,
+    resize_size: int,
+    seed: int | None,
+    crop: bool,
+    workers: int,
+    max_unreadable: float,
+    pin_memory: bool = False,
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Decode the batches of `order`, unreadable images named on the log and left out.
+
+    Args:
+        table: N samples.
+        order: steps and the (B,) sample numbers of their batches.
+        size: side S of the images.
+        resize_size: short side before the centre is cut out, at least S.
+        seed: of crops and of the stand-ins for unreadable images; None: evaluation, which has neither.
+        crop: cut random crops, half of them flipped, out of the full images, not their centre.
+        workers: number of processes; 0: this one.
+        max_unreadable: share in [0, 1] of the images seen that may be unreadable.
+        pin_memory: put batches into page-locked memory.
+
+    Yields:
+        the step, images (B, 3, S, S) uint8 and their sample numbers (B,) int64.
+
+    Raises:
+        ValueError: the share of unreadable images passed `max_unreadable`.
+    """
+    decoder = _Decoder(table, size, resize_size, seed, crop)
+    seen = _Seen(len(table), max_unreadable)
+    # One item is one whole batch, so its content cannot depend on which worker makes it.
+    loader = DataLoader(
+        decoder,
+        batch_size=None,
+        sampler=order,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        # Otherwise it draws seeds for its workers, which nobody uses, from the global generator.
+        generator=torch.Generator(),
+    )
+    for step, images, index, failures in loader:
+        seen.add(index, failures)
+        if len(index):
+            yield step, images, index
+    seen.close()
+
+
+class _Decoder(Dataset[tuple[int, Tensor, Tensor, dict[int, str]]]):
+    """What a worker does: a step to its images, sample numbers and the errors of unreadable samples."""
+
+    def __init__(self, table: ImageTable, size: int, resize_size: int, seed: int | None, crop: bool) -> None:
+        assert seed is not None or not crop
+        self.table = table
+        self.size = size
+        self.resize_size = resize_size
+        self.seed = seed
+        flip = v2.RandomHorizontalFlip()
+        self.crop = v2.Compose([v2.RandomResizedCrop(size, scale=(0.2, 1.0)), flip]) if crop else None
+
+    def __getitem__(self, item: Step) -> tuple[int, Tensor, Tensor, dict[int, str]]:
+        step, indices = item
+        failures: dict[int, str] = {}
+        images, index = [], []
+        for position, wanted in enumerate(indices):
+            rng = np.random.default_rng((self.seed or 0, step, position))
+            for i in self._candidates(int(wanted), rng):
+                try:
+                    image = read_image(self.table, i)
+                except ValueError as error:
+                    failures[i] = str(error)
+                    continue
+                images.append(self._transform(image, rng))
+                index.append(i)
+                break
+        batch = torch.stack(images) if images else torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
+        return step, batch, torch.tensor(index, dtype=torch.int64), failures
+
+    def _candidates(self, wanted: int, rng: np.random.Generator) -> Iterator[int]:
+        """The sample that is wanted, then, in training, others of its class."""
+        yield wanted
+        if self.seed is not None:
+            mates = np.flatnonzero(self.table.labels == self.table.labels[wanted])
+            yield from rng.permutation(mates[mates != wanted])[:STAND_INS].tolist()
+
+    def _transform(self, image: Image, rng: np.random.Generator) -> Tensor:
+        """An RGB image to (3, S, S) uint8."""
+        pixels: Tensor
+        if self.crop is None:
+            pixels = v2.functional.pil_to_tensor(square(image, self.resize_size))
+            pixels = v2.functional.center_crop(pixels, [self.size, self.size])
+            return pixels
+        # torchvision draws from the global generator, which is lent to it and left as it was.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(rng.integers(2**63)))
+            pixels = v2.functional.pil_to_tensor(self.crop(image))
+            return pixels
+
+
+class _Seen:
+    """Names unreadable images and compares their share of all seen with what is put up with."""
+
+    def __init__(self, total: int, max_share: float) -> None:
+        self.max_share = max_share
+        self.readable = np.zeros(total, bool)
+        self.unreadable = np.zeros(total, bool)
+        self.named = 0
+
+    def add(self, index: Tensor, failures: dict[int, str]) -> None:
+        self.readable[index.numpy()] = True
+        for i, message in failures.items():
+            if not self.unreadable[i] and self.named < NAMED_UNREADABLE:
+                logger.warning("skipped %s", message)
+                self.named += 1
+            self.unreadable[i] = True
+        if failures:
+            self._judge()
+
+    def _judge(self) -> None:
+        bad, good = int(self.unreadable.sum()), int(self.readable.sum())
+        if bad == len(self.readable):
+            raise ValueError(f"none of the {bad} images is readable")
+        if bad > self.max_share * max(bad + good, min(JUDGED_FROM, len(self.readable))):
+            raise ValueError(
+                f"{bad} of the {bad + good} images seen are unreadable, more than the share of "
+                f"{self.max_share:g} that is put up with"
+            )
+
+    def close(self) -> None:
+        if (count := np.count_nonzero(self.unreadable)) > NAMED_UNREADABLE:
+            logger.warning("skipped %d unreadable images in all", count)

@@ -1,0 +1,157 @@
+"""Tables to files, as a whole or not at all, and never over the input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prism_dml.data.csv_list import companion_list
+from prism_dml.data.parquet import ParquetImages
+from prism_dml.data.table import ImageSource, ImageTable, SelectedImages, image_file
+
+ROW_GROUP = 100
+"""Images in a row group of parquet, as on the Hub: small enough to be read for one image."""
+
+Columns = dict[str, list[str | None] | list[bool]]
+
+
+def write_table(
+    table: ImageTable,
+    out: str | Path,
+    source: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write a table that `read_table` reads again; the file appears whole or not at all.
+
+    Columns: path (or image), label; clean_label and is_noisy if the truth is known; split if there are any.
+    A true class outside of the classes is an empty clean_label.
+
+    Args:
+        table: what to write.
+        out: `.csv`: a list with paths relative to its own folder, for images that are files; or `.parquet`:
+            the images' bytes too.
+        source: the data that the table was read from, which is not to be overwritten.
+        progress: called with (images written, images) for `.parquet`.
+
+    Raises:
+        ValueError: another kind of file, images that are no files for `.csv`, an unreadable image for
+            `.parquet`, `out` is the input or would become part of it, or it cannot be written.
+    """
+    target = Path(out).expanduser()
+    if target.suffix.lower() not in (".csv", ".parquet") or target.is_dir():
+        raise ValueError(f"{target}: the output must be a .csv or a .parquet file")
+    _refuse_input(target, table, None if source is None else Path(source).expanduser())
+    if target.suffix.lower() == ".csv":
+        _write_csv(table, target)
+    else:
+        _write_parquet(table, target, progress)
+
+
+def _write_csv(table: ImageTable, target: Path) -> None:
+    columns: Columns = {"path": _relative_paths(table, target), **_label_columns(table)}
+    with _written_whole(target) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        rows = csv.writer(stream, lineterminator="\n")
+        rows.writerow(columns)
+        rows.writerows(zip(*columns.values(), strict=True))
+
+
+def _relative_paths(table: ImageTable, target: Path) -> list[str | None]:
+    """The images' files as seen from the target's folder."""
+    # Links are resolved, since ".." behind one leads elsewhere.
+    folder = os.path.realpath(target.parent)
+    parents: dict[Path, Path] = {}
+    paths: list[str | None] = []
+    for i in range(len(table)):
+        file = image_file(table.images, i)
+        if file is None:
+            raise ValueError(
+                f"{target}: the images lie in no files of their own, the output must be .parquet"
+            )
+        if file.parent not in parents:
+            parents[file.parent] = Path(os.path.relpath(os.path.realpath(file.parent), folder))
+        paths.append((parents[file.parent] / file.name).as_posix())
+    return paths
+
+
+def _write_parquet(table: ImageTable, target: Path, progress: Callable[[int, int], None] | None) -> None:
+    columns = _label_columns(table)
+    schema = _schema(columns)
+    with _written_whole(target) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for start in range(0, len(table), ROW_GROUP):
+            stop = min(start + ROW_GROUP, len(table))
+            images = [{"bytes": _read(table, i), "path": table.paths[i]} for i in range(start, stop)]
+            part = {name: values[start:stop] for name, values in columns.items()}
+            writer.write_table(pa.table({"image": images, **part}, schema=schema))
+            if progress is not None:
+                progress(stop, len(table))
+
+
+def _label_columns(table: ImageTable) -> Columns:
+    columns: Columns = {"label": [table.classes[k] for k in table.labels]}
+    if table.clean_labels is not None and table.is_noisy is not None:
+        columns["clean_label"] = [table.classes[k] if k >= 0 else None for k in table.clean_labels]
+        columns["is_noisy"] = table.is_noisy.tolist()
+    if table.splits is not None:
+        columns["split"] = table.splits.tolist()
+    return columns
+
+
+def _schema(columns: Columns) -> pa.Schema:
+    """Types, and the metadata by which the Hub's `datasets` library knows a column of images."""
+    types = {name: pa.bool_() if name == "is_noisy" else pa.string() for name in columns}
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    features: dict[str, dict[str, str]] = {"image": {"_type": "Image"}}
+    features |= {name: {"_type": "Value", "dtype": str(type_)} for name, type_ in types.items()}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    return pa.schema({"image": image, **types}, metadata=metadata)
+
+
+def _read(table: ImageTable, i: int) -> bytes:
+    try:
+        return table.images.read(i)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{table.paths[i]!r} cannot be read: {error}") from error
+
+
+def _refuse_input(target: Path, table: ImageTable, source: Path | None) -> None:
+    inputs = _parquet_files(table.images)
+    if source is not None:
+        inputs += [source, companion_list(source)] if source.is_file() else []
+        if source.is_dir() and target.suffix.lower() == ".parquet" and _lies_in(target, source):
+            raise ValueError(f"{target}: it would become a part of the input {source}; write it elsewhere")
+    if target.exists() and any(
+        file is not None and file.exists() and target.samefile(file) for file in inputs
+    ):
+        raise ValueError(f"{target}: it is the input, which is never overwritten; choose another name")
+
+
+def _parquet_files(images: ImageSource) -> list[Path | None]:
+    if isinstance(images, SelectedImages):
+        return _parquet_files(images.source)
+    return list(images.files) if isinstance(images, ParquetImages) else []
+
+
+def _lies_in(target: Path, folder: Path) -> bool:
+    return target.resolve().is_relative_to(folder.resolve())
+
+
+@contextmanager
+def _written_whole(target: Path) -> Iterator[Path]:
+    """A temporary file next to the target that takes its place at the end, and vanishes on errors."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(target)
+    except OSError as error:
+        raise ValueError(f"{target}: cannot be written: {error.strerror or error}") from error
+    finally:
+        if temporary.is_file():
+            temporary.unlink()

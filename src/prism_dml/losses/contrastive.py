@@ -1,0 +1,169 @@
+"""Contrastive losses over a batch and over a memory bank, in memory that does not grow with batch x bank."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+# Columns of the similarity matrix held at once: B x 2048 numbers stay in a core's cache for usual batches.
+_CHUNK = 2048
+
+
+class _PairSum(torch.autograd.Function):
+    """Sum of the pair losses of every anchor with every reference row, its gradient ready after forward.
+
+    With W = -1 for a pair to pull together, 1 for one to push apart, else 0, the sum is
+    sum(W * S) + (number of pulled pairs), and sum(W * S) = sum(anchors * (W @ reference)): the gradient
+    with respect to the anchors, W @ reference (B, D), is all that is kept, and the loss follows from it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchors: Tensor,  # (B, D), the compute dtype
+        labels: Tensor,  # (B,)
+        index: Tensor,  # (B,)
+        reference: Tensor,  # (M, D), never saved: the caller may overwrite it before backward
+        reference_labels: Tensor,  # (M,)
+        reference_index: Tensor,  # (M,)
+        margin: float,
+        sides: int,
+    ) -> Tensor:
+        gradient = torch.zeros_like(anchors)  # (B, D)
+        pulled = torch.zeros((), dtype=torch.int64, device=anchors.device)
+        with torch.autocast(anchors.device.type, enabled=False):
+            for start in range(0, len(reference), _CHUNK):
+                part = slice(start, start + _CHUNK)
+                filled = reference_labels[part] >= 0  # (C,)
+                # Empty slots may hold anything, NaN too, which 0 * NaN would let through.
+                rows = reference[part].to(anchors.dtype).masked_fill(~filled[:, None], 0.0)  # (C, D)
+                same = labels[:, None] == reference_labels[part]  # (B, C)
+                own = (index[:, None] == reference_index[part]) & (index >= 0)[:, None]
+                usable = filled & ~own
+                pull = same & usable
+                push = (anchors @ rows.T > margin) & ~same & usable
+                signs = push.view(torch.int8) - pull.view(torch.int8)  # (B, C), W of these columns
+                gradient.addmm_(signs.to(anchors.dtype), rows)
+                pulled += pull.count_nonzero()
+            total = (anchors * gradient).sum() + pulled
+        ctx.save_for_backward(gradient.mul_(sides))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return grad_output * gradient, None, None, None, None, None, None, None
+
+
+def _check(name: str, embeddings: Tensor, labels: Tensor, index: Tensor | None) -> None:
+    """Raise ValueError unless embeddings are floats (N, D), labels and index integers (N,)."""
+    if embeddings.ndim != 2 or not embeddings.is_floating_point():
+        raise ValueError(
+            f"{name} must be floats of shape (N, D), got {embeddings.dtype} {tuple(embeddings.shape)}"
+        )
+    for what, values in (("labels", labels), ("index", index)):
+        if values is not None and (values.shape != embeddings.shape[:1] or values.is_floating_point()):
+            raise ValueError(
+                f"{what} of {name} must be integers of shape ({len(embeddings)},), "
+                f"got {values.dtype} {tuple(values.shape)}"
+            )
+
+
+def _compute_dtype(embeddings: Tensor) -> Tensor:
+    """Half precision as float32: sums over thousands of pairs do not fit it."""
+    return embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+
+
+class ContrastiveLoss(nn.Module):
+    """Contrastive loss on cosine similarity over all pairs of a batch.
+
+    Sum over anchors of [sum over same label of (1 - S) + sum over other labels with S > margin of S],
+    divided by the number of anchors. A sample is never its own pair, by position: exact
+    duplicates are real pairs.
+    Source: XBM (Wang et al., CVPR 2020), released code.
+    """
+
+    def __init__(self, margin: float = 0.5) -> None:
+        """margin: in [-1, 1); pairs of different labels at or below it are left alone. ValueError outside."""
+        super().__init__()
+        if not -1.0 <= margin < 1.0:
+            raise ValueError(f"margin must be in [-1, 1), got {margin}")
+        self.margin = margin
+
+    def extra_repr(self) -> str:
+        """The settings, for repr()."""
+        return f"margin={self.margin}"
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Loss () in float32 (float64 for float64); both sides of a pair get gradient; empty batch: 0.
+
+        embeddings: (B, D) of unit length, any float dtype. labels: (B,) integers >= 0.
+        ValueError on other shapes.
+        """
+        _check("embeddings", embeddings, labels, None)
+        anchors = _compute_dtype(embeddings)
+        position = torch.arange(len(anchors), device=anchors.device)
+        # W is symmetric, so what a pair gives to its second side doubles the gradient of the first.
+        total: Tensor = _PairSum.apply(
+            anchors, labels, position, anchors.detach(), labels, position, self.margin, 2
+        )
+        return total / max(len(anchors), 1)
+
+
+class MemoryContrastiveLoss(ContrastiveLoss):
+    """Contrastive loss of a batch plus that of the batch against a memory bank (MCL, XBM).
+
+    L = L_batch + bank_weight * L_bank, each divided by the number of anchors. Time O(B M D), extra memory
+    O(B D + 2048 B): no B x M matrix exists, and nothing of the bank is kept for backward.
+    Source: XBM (Wang et al., CVPR 2020); PRISM (Liu et al., CVPR 2021).
+    """
+
+    def __init__(self, margin: float = 0.5, bank_weight: float = 1.0) -> None:
+        """margin: in [-1, 1). bank_weight: >= 0. ValueError outside."""
+        super().__init__(margin)
+        if not bank_weight >= 0.0:
+            raise ValueError(f"bank_weight must not be negative, got {bank_weight}")
+        self.bank_weight = bank_weight
+
+    def extra_repr(self) -> str:
+        """The settings, for repr()."""
+        return f"margin={self.margin}, bank_weight={self.bank_weight}"
+
+    def forward(  # type: ignore[override]
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        bank_embeddings: Tensor,
+        bank_labels: Tensor,
+        index: Tensor | None = None,
+        bank_index: Tensor | None = None,
+    ) -> Tensor:
+        """Loss () in float32 (float64 for float64); the bank gets no gradient; an empty bank adds 0.
+
+        Args:
+            embeddings: (B, D) of unit length, any float dtype.
+            labels: (B,) integers >= 0.
+            bank_embeddings: (M, D) of unit length, any float dtype; may be overwritten before backward.
+            bank_labels: (M,) integers, negative for an empty slot.
+            index: (B,) which sample a row is, negative if unknown.
+            bank_index: (M,) the same of the bank; given both, no sample is paired with its own entries.
+
+        Raises:
+            ValueError: other shapes or kinds of numbers.
+        """
+        loss = super().forward(embeddings, labels)
+        _check("embeddings", embeddings, labels, index)
+        _check("bank_embeddings", bank_embeddings, bank_labels, bank_index)
+        if embeddings.shape[1] != bank_embeddings.shape[1]:
+            raise ValueError(
+                f"embeddings have {embeddings.shape[1]} dimensions, the bank's {bank_embeddings.shape[1]}"
+            )
+        if index is None or bank_index is None:
+            index, bank_index = torch.full_like(labels, -1), torch.full_like(bank_labels, -1)
+        anchors = _compute_dtype(embeddings)
+        total: Tensor = _PairSum.apply(
+            anchors, labels, index, bank_embeddings.detach(), bank_labels, bank_index, self.margin, 1
+        )
+        return loss + self.bank_weight * (total / max(len(anchors), 1))

@@ -1,0 +1,1 @@
+"""Methods of the comparison: one class, one file each. `registry` finds them, `config` holds their settings."""

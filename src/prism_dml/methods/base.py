@@ -1,0 +1,91 @@
+"""What every method is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from prism_dml.methods.config import MethodConfig
+from prism_dml.models.embedder import Embedder
+from prism_dml.selection import Selection
+
+EmbedAll = Callable[[], Tensor]
+"""Embeds the whole training set without augmentation: () -> (N, D)."""
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What a method may know of the data before it starts: sizes only."""
+
+    num_samples: int
+    num_classes: int
+
+
+class StepResult(NamedTuple):
+    """What a method makes of a batch."""
+
+    loss: Tensor
+    """() scalar to minimise."""
+    kept: Tensor
+    """(B,) bool, the samples that were learned from; if there are none, the update is left out."""
+
+
+class Method(nn.Module):
+    """A way of learning an embedding from labels of which some are wrong.
+
+    All that it remembers is in `state_dict`: the embedder, further networks, proxies, memory and thresholds.
+
+    Args:
+        embedder: network that maps images to unit embeddings.
+        data: sizes of the training set.
+        config: the method's settings.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    clean_only: ClassVar[bool] = False
+    """Whether training sees only the samples whose labels are truly right (it needs to know them)."""
+    selects: ClassVar[bool] = False
+    """Whether the method judges labels, that is, has a `judge`."""
+
+    def __init__(self, embedder: Embedder, data: TrainingSet, config: MethodConfig) -> None:
+        super().__init__()
+        self.embedder = embedder
+        self.embedding_dim = int(embedder.config["embedding_dim"])
+        self.data = data
+
+    def on_epoch_start(self, embed_all: EmbedAll) -> None:
+        """Look at the whole training set; most methods have no need to."""
+
+    def forward(self, images: Tensor, labels: Tensor, index: Tensor) -> StepResult:
+        """Score a batch and learn from it.
+
+        Args:
+            images: (B, 3, S, S) normalised.
+            labels: (B,) given labels in [0, C).
+            index: (B,) sample numbers in [0, N).
+        """
+        raise AssertionError(f"{type(self).__name__} does not say how it learns")
+
+    def on_update(self) -> None:
+        """Remember what the last step learned from, once the networks are updated."""
+
+    def proxies(self) -> list[nn.Parameter]:
+        """Parameters that stand for classes and have a learning rate of their own."""
+        return []
+
+    def judge(self, embeddings: Tensor, labels: Tensor, index: Tensor) -> tuple[Selection, float]:
+        """Judge the whole training set, and estimate its share of wrong labels; for methods that select.
+
+        Args:
+            embeddings: (N, D) without augmentation.
+            labels: (N,) given labels.
+            index: (N,) sample numbers.
+        """
+        raise AssertionError(f"{type(self).__name__} does not select")
+
+    @property
+    def noise_rate_estimate(self) -> float | None:
+        """The share of wrong labels that the method reckons with, or None if it has no opinion."""
+        return None

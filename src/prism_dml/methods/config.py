@@ -1,0 +1,46 @@
+"""What can be set about a method; imports nothing heavy, so that the command line answers at once."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Similarity = Literal["centre", "exact", "vmf", "proxy"]
+Threshold = Literal["smooth", "top-r"]
+NoiseRate = float | Literal["auto"]
+
+
+@dataclass
+class MethodConfig:
+    """Settings of a method.
+
+    Args:
+        method: Which method learns from the batches.
+        noise_rate: Share of wrong labels in [0, 1), or auto to estimate it as training goes.
+        similarity: What a sample is compared with: centre, exact (each remembered embedding), vmf, proxy.
+        threshold: smooth (mean of the last batches' quantiles) or top-r (a fixed share of each batch).
+        window: Number of batches over which the threshold is smoothed, at least 1.
+        selection_warmup: Number of first steps in which every sample is kept.
+        bank_size: Number of embeddings remembered; null: as many as there are training images.
+        margin: Cosine above which images of different labels are pushed apart, in [-1, 1).
+        bank_weight: Weight of the memory's part of the loss, at least 0.
+    """
+
+    method: str = "prism-mcl"
+    noise_rate: NoiseRate = "auto"
+    similarity: Similarity = "centre"
+    threshold: Threshold = "smooth"
+    window: int = 30
+    selection_warmup: int = 0
+    bank_size: int | None = None
+    margin: float = 0.5
+    bank_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """ValueError on a value outside its range."""
+        if self.noise_rate != "auto" and not 0 <= self.noise_rate < 1:
+            raise ValueError(f"noise_rate must be auto or in [0, 1), not {self.noise_rate}")
+        if self.window < 1 or self.selection_warmup < 0 or self.bank_weight < 0:
+            raise ValueError("window must be at least 1; selection_warmup and bank_weight at least 0")
+        if self.bank_size is not None and self.bank_size < 1:
+            raise ValueError(f"bank_size must be at least 1, not {self.bank_size}")
+        if not -1 <= self.margin < 1:
+            raise ValueError(f"margin must be in [-1, 1), not {self.margin}")

@@ -1,0 +1,88 @@
+"""SoftTriple, without and with PRISM."""
+
+import torch
+from torch import Tensor, nn
+
+from prism_dml.losses.soft_triple import SoftTripleLoss
+from prism_dml.methods.base import Method, StepResult, TrainingSet
+from prism_dml.methods.config import MethodConfig
+from prism_dml.models.embedder import Embedder
+from prism_dml.selection import PRISM, Selection
+
+
+class SoftTriple(Method):
+    """SoftTriple loss, all labels believed (Qian et al., ICCV 2019): lambda 20, gamma 0.1, margin 0.01.
+
+    Ten centres a class below 500 classes, else two.
+    """
+
+    name = "soft-triple"
+    summary = "SoftTriple loss, all labels believed"
+
+    def __init__(self, embedder: Embedder, data: TrainingSet, config: MethodConfig) -> None:
+        super().__init__(embedder, data, config)
+        self.criterion = SoftTripleLoss(data.num_classes, self.embedding_dim)
+
+    def forward(self, images: Tensor, labels: Tensor, index: Tensor) -> StepResult:
+        """Learn from every sample; see `Method.forward`."""
+        loss = self.criterion(self.embedder(images), labels)
+        return StepResult(loss, torch.ones_like(labels, dtype=torch.bool))
+
+    def proxies(self) -> list[nn.Parameter]:
+        """The class centres."""
+        return list(self.criterion.parameters())
+
+
+class PrismSoftTriple(SoftTriple):
+    """SoftTriple loss on the samples that PRISM trusts, by its memory or by the proxies themselves.
+
+    Source: PRISM (Liu et al., CVPR 2021), sec. 3; ProxySim: Liu et al., arXiv 2108.01431.
+    """
+
+    name = "prism-soft-triple"
+    summary = "SoftTriple loss on the samples that PRISM trusts"
+    selects = True
+
+    def __init__(self, embedder: Embedder, data: TrainingSet, config: MethodConfig) -> None:
+        super().__init__(embedder, data, config)
+        self.selector = PRISM(
+            data.num_classes,
+            self.embedding_dim,
+            noise_rate=config.noise_rate,
+            similarity=config.similarity,
+            bank_size=config.bank_size or data.num_samples,
+            window=config.window,
+            threshold=config.threshold,
+            warmup=config.selection_warmup,
+        )
+        self._learned: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def forward(self, images: Tensor, labels: Tensor, index: Tensor) -> StepResult:
+        """Learn from the trusted samples; see `Method.forward`."""
+        embeddings = self.embedder(images)  # (B, D)
+        scored = embeddings.detach()
+        kept = self.selector(scored, labels, index, self._similarities(scored)).keep
+        embeddings, labels, index = embeddings[kept], labels[kept], index[kept]
+        self._learned = (embeddings.detach(), labels, index)
+        return StepResult(self.criterion(embeddings, labels), kept)
+
+    def on_update(self) -> None:
+        """Enqueue the samples that were learned from."""
+        assert self._learned is not None, "on_update comes after a step"
+        self.selector.enqueue(*self._learned)
+        self._learned = None
+
+    def judge(self, embeddings: Tensor, labels: Tensor, index: Tensor) -> tuple[Selection, float]:
+        """Judge the whole training set against the memory or the proxies; see `Method.judge`."""
+        return self.selector.judge(embeddings, labels, index, self._similarities(embeddings))
+
+    @torch.no_grad()
+    def _similarities(self, embeddings: Tensor) -> Tensor | None:
+        """(B, C) similarity to each class's proxies, if it is them that judge."""
+        by_proxy = self.selector.similarity == "proxy"
+        return self.criterion.class_similarities(embeddings) if by_proxy else None
+
+    @property
+    def noise_rate_estimate(self) -> float:
+        """PRISM's rate: as given, or estimated."""
+        return self.selector.noise_rate_estimate

@@ -1,0 +1,8 @@
+"""Networks from images to unit embeddings, and their storage."""
+
+from prism_dml.models.embedder import Embedder
+from prism_dml.models.preprocess import Preprocess
+from prism_dml.models.small import SmallConvNet
+from prism_dml.models.storage import load, save
+
+__all__ = ["Embedder", "Preprocess", "SmallConvNet", "load", "save"]

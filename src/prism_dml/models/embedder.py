@@ -1,0 +1,197 @@
+"""A backbone and an embedding head: images -> unit vectors."""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from prism_dml.models.preprocess import Preprocess
+from prism_dml.models.small import SmallConvNet
+
+_SMALL = "small"
+_SMALL_IMAGE_SIZE = 48
+
+
+class Embedder(nn.Module):
+    """Images (B, 3, S, S), normalised -> unit embeddings (B, D): backbone, linear head, unit length."""
+
+    transform: Preprocess
+    """A picture -> (3, S, S): the preprocessing of evaluation."""
+    config: dict[str, Any]
+    """The arguments that build the same architecture again, JSON-able."""
+
+    def __init__(
+        self,
+        backbone: str = _SMALL,
+        embedding_dim: int = 128,
+        *,
+        image_size: int | None = None,
+        resize_ratio: float = 1.0,
+        pretrained: bool = False,
+        weights: str | Path | None = None,
+        backbone_options: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Build the network; the global random state is left as it is.
+
+        Args:
+            backbone: "small" (SmallConvNet) or the name of a timm model, such as "resnet50".
+            embedding_dim: D, >= 1.
+            image_size: S in pixels; None: 48 for "small", else what timm's model was made for.
+            resize_ratio: >= 1; `transform` resizes the short side to resize_ratio * S before it cuts out S.
+            pretrained: start from timm's published weights (downloaded once, then cached); not for "small".
+            weights: start from this checkpoint file of the timm backbone (safetensors or torch) instead.
+            backbone_options: more arguments of SmallConvNet or timm.create_model, JSON-able.
+            seed: of the initial weights.
+
+        Raises:
+            ValueError: an unknown backbone, a bad argument, weights that cannot be had or do not fit.
+        """
+        super().__init__()
+        if embedding_dim < 1:
+            raise ValueError(f"embedding_dim must be at least 1, got {embedding_dim}")
+        if not resize_ratio >= 1.0:
+            raise ValueError(f"resize_ratio must be at least 1, got {resize_ratio}")
+        options = dict(backbone_options or {})
+        # Only the CPU's generator: torch.manual_seed would seed the accelerators' too.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            if backbone == _SMALL:
+                if pretrained or weights is not None:
+                    raise ValueError('the backbone "small" has no pretrained weights')
+                size = image_size or _SMALL_IMAGE_SIZE
+                self.transform = Preprocess(size, round(size * resize_ratio))
+                self.backbone = _build_small(options)
+            else:
+                self.transform = _timm_preprocess(backbone, image_size, resize_ratio)
+                self.backbone = _build_timm(backbone, self.transform.image_size, pretrained, weights, options)
+            num_features = _num_features(self.backbone, backbone, self.transform.image_size)
+            self.head = nn.Linear(num_features, embedding_dim, bias=False)
+        self.config = {
+            "backbone": backbone,
+            "embedding_dim": embedding_dim,
+            "image_size": self.transform.image_size,
+            "resize_ratio": resize_ratio,
+            "backbone_options": options,
+        }
+        # Convolutions run faster so, up to two times on a CPU.
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, S, S), normalised as `transform` does -> unit embeddings (B, D) float32.
+
+        float32 under autocast too. A feature vector of all zeros gives the zero vector, never NaN.
+        """
+        features = self.backbone(images.contiguous(memory_format=torch.channels_last))  # (B, F)
+        with torch.autocast(features.device.type, enabled=False):
+            embeddings = self.head(features.to(self.head.weight.dtype)).float()  # (B, D)
+            # This eps bounds the gradient at the zero vector, which 1 / eps scales.
+            return normalize(embeddings, dim=1, eps=1e-6)
+
+
+def _build_small(options: dict[str, Any]) -> nn.Module:
+    try:
+        return SmallConvNet(**options)
+    except TypeError as error:
+        raise ValueError(f'bad options of the backbone "{_SMALL}": {_one_line(error)}') from None
+
+
+def _pretrained_cfg(name: str) -> Any:
+    """What timm knows of a model. ValueError with close matches if it does not know it."""
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        close = difflib.get_close_matches(architecture, [_SMALL, *timm.list_models()], n=5)
+        hint = f"; did you mean {', '.join(close)}?" if close else "; any model of timm.list_models() will do"
+        raise ValueError(f'unknown backbone "{name}"{hint}')
+    cfg = timm.get_pretrained_cfg(architecture) if architecture == name else _tagged_cfg(name)
+    if cfg is None:
+        raise ValueError(f'timm has no configuration for the backbone "{name}"')
+    return cfg
+
+
+def _tagged_cfg(name: str) -> Any:
+    """The same for a name with a tag, "resnet18.a1_in1k". ValueError naming the tags there are."""
+    architecture = name.partition(".")[0]
+    tagged = timm.list_pretrained(f"{architecture}.*")
+    if name not in tagged:
+        raise ValueError(f'unknown weights "{name}"; there are: {", ".join(tagged) or "none"}')
+    return timm.get_pretrained_cfg(name)
+
+
+def _timm_preprocess(name: str, image_size: int | None, resize_ratio: float) -> Preprocess:
+    cfg = _pretrained_cfg(name)
+    size = image_size or cfg.input_size[-1]
+    return Preprocess(size, round(size * resize_ratio), tuple(cfg.mean), tuple(cfg.std))
+
+
+def _build_timm(
+    name: str, image_size: int, pretrained: bool, weights: str | Path | None, options: dict[str, Any]
+) -> nn.Module:
+    cfg = _pretrained_cfg(name)
+    if cfg.fixed_input_size and image_size != cfg.input_size[-1]:
+        options = {"img_size": image_size, **options}
+    state, plain = torch.get_rng_state(), options
+    if weights is not None:
+        if not Path(weights).is_file():
+            raise ValueError(f"no such file of weights: {weights}")
+        options = dict(options)
+        options["pretrained_cfg_overlay"] = {"file": str(weights), "source": "", "custom_load": False}
+    start = (
+        f"with weights {weights}"
+        if weights is not None
+        else "with pretrained weights"
+        if pretrained
+        else "so"
+    )
+    try:
+        model: nn.Module = timm.create_model(
+            name, pretrained=pretrained or weights is not None, num_classes=0, **options
+        )
+    except Exception as error:  # models, weights, hub and network have no kind of error in common
+        raise ValueError(f'the backbone "{name}" cannot be built {start}: {_one_line(error)}') from error
+    if weights is not None:
+        torch.set_rng_state(state)
+        _check_loaded(model, timm.create_model(name, num_classes=0, **plain), name, weights)
+    return model
+
+
+def _check_loaded(model: nn.Module, fresh: nn.Module, name: str, weights: str | Path) -> None:
+    """ValueError if some of the model's weights are still a fresh one's: timm lets a file lack them."""
+    initial = dict(fresh.named_parameters())
+    left = [
+        parameter
+        for parameter, value in model.named_parameters()
+        # Only random ones tell: constant ones, such as a norm's, may be equal and loaded all the same.
+        if value.ndim > 1 and initial[parameter].std() > 0 and torch.equal(value, initial[parameter])
+    ]
+    if left:
+        raise ValueError(
+            f'the weights {weights} are not those of the backbone "{name}": '
+            f"{len(left)} tensors, {left[0]} the first, are not in it"
+        )
+
+
+def _num_features(backbone: nn.Module, name: str, image_size: int) -> int:
+    """Length of the backbone's features, found by trying: timm's num_features leaves some heads out."""
+    backbone.eval()
+    try:
+        with torch.no_grad():
+            features = backbone(torch.zeros(1, 3, image_size, image_size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f'the backbone "{name}" does not take images of {image_size} pixels: {_one_line(error)}'
+        ) from None
+    backbone.train()
+    if features.ndim != 2 or features.shape[1] == 0:
+        raise ValueError(f'the backbone "{name}" gives no feature vector but {tuple(features.shape[1:])}')
+    return int(features.shape[1])
+
+
+def _one_line(error: Exception) -> str:
+    """The first line of an error's message, or its kind."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

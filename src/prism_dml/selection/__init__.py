@@ -1,0 +1,8 @@
+"""Which samples can be trusted: memory bank, similarities, thresholds and the PRISM selector."""
+
+from prism_dml.selection.bank import MemoryBank
+from prism_dml.selection.noise_rate import NoiseRateEstimator
+from prism_dml.selection.prism import PRISM, Selection
+from prism_dml.selection.threshold import SmoothTopR, TopR
+
+__all__ = ["PRISM", "MemoryBank", "NoiseRateEstimator", "Selection", "SmoothTopR", "TopR"]

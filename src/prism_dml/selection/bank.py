@@ -1,0 +1,139 @@
+"""First-in-first-out memory of past embeddings with exact class sums."""
+
+import torch
+from torch import Tensor, nn
+
+
+class MemoryBank(nn.Module):
+    """FIFO memory of the last `size` embeddings, with the sum and the number of each class's entries.
+
+    Entry number q (counted from the first ever) lies in slot q mod size, so the oldest entries are the ones
+    overwritten. Class sums are kept in float64 and updated for every entry that comes or goes: adding and
+    removing float32 numbers there leaves no drift that matters, and no centre is ever stale.
+
+    Memory O(size.D + C.D). All state is in buffers, hence in `state_dict`, on any device.
+
+    Args:
+        num_classes: number C of classes; labels are in [0, C).
+        embedding_dim: number D of an embedding's components.
+        size: number M of slots, at least 1.
+
+    Raises:
+        ValueError: if a size is not positive.
+
+    Source: XBM (Wang et al., CVPR 2020), sec. 3.2; PRISM (Liu et al., CVPR 2021), sec. 3.2.
+    """
+
+    embeddings: Tensor
+    labels: Tensor
+    index: Tensor
+    total: Tensor
+    class_sums: Tensor
+    class_counts: Tensor
+    centres: Tensor
+    latest: Tensor
+    previous: Tensor
+
+    def __init__(self, num_classes: int, embedding_dim: int, size: int) -> None:
+        super().__init__()
+        for name, value in (("num_classes", num_classes), ("embedding_dim", embedding_dim), ("size", size)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        self.size, self.num_classes, self.embedding_dim = size, num_classes, embedding_dim
+        self.register_buffer("embeddings", torch.zeros(size, embedding_dim))  # (M, D)
+        self.register_buffer("labels", torch.full((size,), -1))  # (M,), -1: empty slot
+        self.register_buffer("index", torch.full((size,), -1))  # (M,), -1: sample not known
+        self.register_buffer("total", torch.zeros((), dtype=torch.long))  # entries ever enqueued
+        self.register_buffer("class_sums", torch.zeros(num_classes, embedding_dim, dtype=torch.float64))
+        self.register_buffer("class_counts", torch.zeros(num_classes, dtype=torch.long))
+        self.register_buffer("centres", torch.zeros(num_classes, embedding_dim))  # class_sums / class_counts
+        # The entries of one sample form a chain from the newest to the oldest: `latest` starts it (hashed by
+        # sample index), `previous` goes on from each slot. It makes leave-one-out independent of M.
+        self.register_buffer("latest", torch.full((size,), -1))  # (M,) entry numbers
+        self.register_buffer("previous", torch.full((size,), -1))  # (M,) entry numbers
+
+    def __len__(self) -> int:
+        return min(int(self.total), self.size)
+
+    @torch.no_grad()
+    def enqueue(self, embeddings: Tensor, labels: Tensor, index: Tensor | None = None) -> None:
+        """Store a batch, overwriting the oldest entries; O(B.D) time, whatever the bank's size.
+
+        Args:
+            embeddings: (B, D) unit vectors; stored detached, in float32.
+            labels: (B,) integers in [0, C).
+            index: (B,) non-negative sample numbers, or None if samples are not known.
+
+        Raises:
+            ValueError: if shapes do not fit the bank.
+        """
+        batch = len(embeddings)
+        if embeddings.shape != (batch, self.embedding_dim) or labels.shape != (batch,):
+            raise ValueError(
+                f"expected embeddings (B, {self.embedding_dim}) and labels (B,), "
+                f"not {tuple(embeddings.shape)} and {tuple(labels.shape)}"
+            )
+        if batch == 0:
+            return
+        stored = min(batch, self.size)  # of a batch larger than the bank, only its last entries survive
+        embeddings = embeddings[-stored:].detach().to(self.embeddings)
+        labels = labels[-stored:].to(self.labels)
+        index = torch.full_like(labels, -1) if index is None else index[-stored:].to(self.labels)
+        entries = self.total + torch.arange(batch - stored, batch, device=labels.device)  # (stored,)
+        slots = entries % self.size
+
+        evicted = self.labels[slots]
+        occupied = evicted >= 0
+        evicted = evicted.clamp(min=0)
+        self.class_sums.index_add_(
+            0, evicted, (self.embeddings[slots] * occupied[:, None]).double(), alpha=-1
+        )
+        self.class_counts.index_add_(0, evicted, occupied.long(), alpha=-1)
+        self.class_sums.index_add_(0, labels, embeddings.double())
+        self.class_counts.index_add_(0, labels, torch.ones_like(labels))
+
+        self._link(entries, slots, index)
+        self.embeddings[slots] = embeddings
+        self.labels[slots] = labels
+        self.index[slots] = index
+        self.total += batch
+
+        touched = torch.cat([evicted, labels])
+        counts = self.class_counts[touched]
+        self.class_sums[touched] *= (counts > 0).double()[:, None]  # an emptied class is exactly zero
+        self.centres[touched] = (self.class_sums[touched] / counts.clamp(min=1)[:, None]).float()
+
+    def _link(self, entries: Tensor, slots: Tensor, index: Tensor) -> None:
+        """Put new entries at the head of their samples' chains, in order, duplicates in a batch included."""
+        bucket = index.clamp(min=0) % self.size
+        known = index >= 0
+        earlier = (
+            (bucket[:, None] == bucket[None, :]) & known[None, :] & (entries[None, :] < entries[:, None])
+        )
+        within = torch.where(earlier, entries[None, :], -1).amax(dim=1)
+        self.previous[slots] = torch.where(within >= 0, within, self.latest[bucket])
+        self.latest.scatter_reduce_(0, bucket, torch.where(known, entries, -1), reduce="amax")
+
+    @torch.no_grad()
+    def own_entries(self, labels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum and number of the entries that samples themselves have in the bank under the given labels.
+
+        Args:
+            labels: (B,) given labels.
+            index: (B,) sample numbers; negative: not known.
+
+        Returns:
+            (B, D) float64 sums and (B,) counts. O(B.D) time for each entry that a sample has in the bank.
+        """
+        index = index.to(self.index)
+        sums = self.class_sums.new_zeros(len(index), self.embedding_dim)
+        counts = torch.zeros_like(index)
+        entry = torch.where(index >= 0, self.latest[index.clamp(min=0) % self.size], -1)
+        oldest = (self.total - self.size).clamp(min=0)
+        while bool((alive := entry >= oldest).any()):
+            slot = entry.clamp(min=0) % self.size
+            own = alive & (self.index[slot] == index) & (self.labels[slot] == labels)
+            sums += self.embeddings[slot] * own[:, None]
+            counts += own
+            entry = torch.where(alive, self.previous[slot], -1)
+        return sums, counts

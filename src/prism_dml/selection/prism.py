@@ -1,0 +1,211 @@
+"""PRISM: which samples of a batch carry a label that can be trusted."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from prism_dml.selection.bank import MemoryBank
+from prism_dml.selection.evidence import Evidence, Similarity, compare, weigh
+from prism_dml.selection.noise_rate import NoiseRateEstimator, mean_rate
+from prism_dml.selection.threshold import SmoothTopR, TopR
+
+Threshold = Literal["smooth", "top-r"]
+
+MOST_REJECTED = 0.5
+"""An estimate alone never rejects more than this share; where more labels are wrong, the rate has to be given."""
+
+_RECENT = 4096  # samples that an estimate rests on, at most
+_CHUNK = 4096  # samples of a whole data set judged at a time: bounds the memory to _CHUNK x C
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What PRISM says of a batch.
+
+    Attributes:
+        keep: (B,) bool, whether the label is trusted.
+        clean_probability: (B,) float32 in [0, 1]; 1 where the given class has nothing to compare with.
+        threshold: () float32, the probability below which samples were rejected.
+        suggested_label: (B,) most similar class; the given label where there is nothing to compare with.
+        margin: (B,) similarity to the given class less that to the best other class; 0 where unknown.
+    """
+
+    keep: Tensor
+    clean_probability: Tensor
+    threshold: Tensor
+    suggested_label: Tensor
+    margin: Tensor
+
+
+class PRISM(nn.Module):
+    """Ranking-based instance selection: a memory of trusted embeddings tells how clean each label looks.
+
+    Call it on a batch before the loss, learn from `selection.keep`, then `enqueue` the kept samples. State (bank,
+    class sums, window, estimate, counters) is in `state_dict`; nothing has a gradient; float16 and bfloat16
+    embeddings are scored in float32, under autocast too. Time of a step: O(B.C.D) for "centre" and "vmf",
+    O(B.M.D) for "exact"; memory O(M.D + C.D + B.C).
+
+    Args:
+        num_classes: number C of classes; labels are in [0, C).
+        embedding_dim: number D of an embedding's components.
+        noise_rate: share R of wrong labels in [0, 1), or "auto" to estimate it as training goes; then everything is
+            kept until the memory is full for the first time, and later at most half of it is rejected.
+        similarity: "centre" (mean of each class's memory), "exact" (mean cosine to each entry), "vmf" (one von
+            Mises-Fisher distribution for each class), "proxy" (given by a proxy-based loss at each call).
+        bank_size: number M of embeddings that are remembered; the training set's size is a good choice.
+        window: number of batches over which the threshold is smoothed.
+        threshold: "smooth" (sTRM) or "top-r" (TRM, a fixed number of each batch).
+        warmup: number of first batches that are kept whole.
+
+    Raises:
+        ValueError: on a value outside the ranges above.
+
+    Source: PRISM (Liu et al., CVPR 2021), sec. 3; "vmf" and "proxy": Liu et al., arXiv 2108.01431.
+    """
+
+    batches: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_dim: int,
+        noise_rate: float | Literal["auto"] = "auto",
+        similarity: Similarity = "centre",
+        bank_size: int = 8192,
+        window: int = 30,
+        threshold: Threshold = "smooth",
+        warmup: int = 0,
+    ) -> None:
+        super().__init__()
+        _check_choice("similarity", similarity, Similarity)
+        _check_choice("threshold", threshold, Threshold)
+        if noise_rate != "auto" and not (isinstance(noise_rate, int | float) and 0 <= noise_rate < 1):
+            raise ValueError(f'noise_rate must be "auto" or in [0, 1), not {noise_rate!r}')
+        if window < 1 or warmup < 0:
+            raise ValueError(f"window must be at least 1 and warmup at least 0, not {window} and {warmup}")
+        if similarity == "vmf" and embedding_dim < 4:
+            raise ValueError(f'similarity "vmf" needs embedding_dim of at least 4, not {embedding_dim}')
+        self.noise_rate, self.similarity, self.warmup = noise_rate, similarity, warmup
+        self.bank = MemoryBank(num_classes, embedding_dim, bank_size)
+        self.rule = SmoothTopR(window) if threshold == "smooth" else TopR()
+        self.estimator = NoiseRateEstimator(min(bank_size, _RECENT))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.long))
+
+    @property
+    def noise_rate_estimate(self) -> float:
+        """The rate in use: as given, or the current estimate if "auto"."""
+        return float(self.estimator.estimate) if self.noise_rate == "auto" else float(self.noise_rate)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        index: Tensor | None = None,
+        class_similarities: Tensor | None = None,
+    ) -> Selection:
+        """Judge a batch against the memory, before it enters it.
+
+        Args:
+            embeddings: (B, D) unit vectors.
+            labels: (B,) integers in [0, C).
+            index: (B,) sample numbers, negative if not known; a sample's own entries then do not vouch for it.
+            class_similarities: (B, C) similarity to each class's proxies, for similarity "proxy" only.
+
+        Returns:
+            A `Selection`. With an empty bank and during warm-up all is kept.
+
+        Raises:
+            ValueError: if shapes do not fit, or `class_similarities` is missing or given in vain.
+        """
+        evidence = self._weigh(embeddings, labels, index, class_similarities)
+        rate = (
+            self.estimator(evidence.implausible) if self.noise_rate == "auto" else self._given_rate(evidence)
+        )
+        rejected, threshold = self.rule(evidence.probability, evidence.known, rate)
+        self.batches += 1
+        return _selection(evidence, ~rejected | (self.batches <= self.warmup), threshold)
+
+    @torch.no_grad()
+    def judge(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        index: Tensor | None = None,
+        class_similarities: Tensor | None = None,
+    ) -> tuple[Selection, float]:
+        """Judge a whole data set against the memory, changing nothing.
+
+        Args:
+            embeddings: (N, D) unit vectors.
+            labels: (N,) integers in [0, C).
+            index: (N,) sample numbers, negative if not known.
+            class_similarities: (N, C), for similarity "proxy" only.
+
+        Returns:
+            A `Selection` that rejects the R.N lowest probabilities, and R: as given, or estimated from all N.
+
+        Raises:
+            ValueError: as for a call.
+        """
+        parts = []
+        for start in range(0, max(len(labels), 1), _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            numbers = None if index is None else index[rows]
+            similar = None if class_similarities is None else class_similarities[rows]
+            parts.append(self._weigh(embeddings[rows], labels[rows], numbers, similar))
+        evidence = Evidence(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        rate = mean_rate(evidence.implausible) if self.noise_rate == "auto" else self._given_rate(evidence)
+        rejected, threshold = TopR()(evidence.probability, evidence.known, rate)
+        return _selection(evidence, ~rejected, threshold), float(rate)
+
+    def enqueue(self, embeddings: Tensor, labels: Tensor, index: Tensor | None = None) -> None:
+        """Remember the kept samples of a batch, after the update; arguments as for a call, ValueError likewise."""
+        self.bank.enqueue(embeddings, labels, index)
+
+    def _weigh(
+        self, embeddings: Tensor, labels: Tensor, index: Tensor | None, class_similarities: Tensor | None
+    ) -> Evidence:
+        batch, dim, classes = len(embeddings), self.bank.embedding_dim, self.bank.num_classes
+        if embeddings.shape != (batch, dim) or labels.shape != (batch,):
+            raise ValueError(
+                f"expected embeddings (B, {dim}) and labels (B,), "
+                f"not {tuple(embeddings.shape)} and {tuple(labels.shape)}"
+            )
+        if (class_similarities is not None) != (self.similarity == "proxy"):
+            raise ValueError('class_similarities go with similarity "proxy", and it needs them')
+        if class_similarities is not None and class_similarities.shape != (batch, classes):
+            raise ValueError(
+                f"expected class_similarities (B, {classes}), not {tuple(class_similarities.shape)}"
+            )
+        with torch.autocast(embeddings.device.type, enabled=False):
+            if class_similarities is not None:
+                scores, present = (
+                    class_similarities.float(),
+                    torch.ones_like(class_similarities, dtype=torch.bool),
+                )
+            else:
+                scores, present = compare(self.bank, self.similarity, embeddings.float(), labels, index)
+            return weigh(scores, present, labels)
+
+    def _estimated_rate(self, evidence: Evidence) -> Tensor:
+        """The share to reject by the estimate, (): nothing until the memory is full, then at most half.
+
+        The first embeddings tell nothing, so that clean labels look random and the estimate is far too high.
+        """
+        estimate = self.estimator(evidence.implausible)
+        return estimate.clamp(max=MOST_REJECTED) * (self.bank.total >= self.bank.size)
+
+    def _given_rate(self, evidence: Evidence) -> Tensor:
+        return evidence.probability.new_tensor(self.noise_rate)
+
+
+def _selection(evidence: Evidence, keep: Tensor, threshold: Tensor) -> Selection:
+    return Selection(keep, evidence.probability, threshold, evidence.suggested, evidence.margin)
+
+
+def _check_choice(name: str, value: str, choices: object) -> None:
+    if value not in get_args(choices):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, not {value!r}")

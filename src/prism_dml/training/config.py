@@ -1,0 +1,84 @@
+"""What can be set about a training run; imports nothing heavy, so that the command line answers at once."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from prism_dml.methods.config import MethodConfig
+
+
+@dataclass
+class TrainConfig(MethodConfig):
+    """Settings of a training run, those of its method included.
+
+    Args:
+        backbone: "small" (a convolutional network for images of 28 to 96 pixels, trained from scratch) or a timm model.
+        pretrained: Start from timm's published weights.
+        weights: Start from this checkpoint file of the backbone instead.
+        embedding_dim: Number of an embedding's components.
+        image_size: Side of the images in pixels; null: 48 for "small", else what the backbone was made for.
+        augment: photo (crop, flip, colour), drawing (affine, no flip: letters, symbols) or none.
+        steps: Number of updates, at least 1.
+        classes_per_batch: Classes in a batch (P).
+        samples_per_class: Samples of each class in a batch (K); a batch has P x K images.
+        optimizer: adam or adamw.
+        lr: Learning rate of the network at its peak, above 0.
+        proxy_lr: Learning rate of proxies, if the method has any.
+        weight_decay: At least 0; decoupled with adamw.
+        lr_warmup: Steps in which the learning rate rises from 0; then it falls to 0 as a cosine.
+        validation: Share of the training classes in [0, 1) set aside to choose the best checkpoint; 0: take the last.
+        validate_every: Steps from one validation to the next.
+        log_every: Steps from one line of metrics.jsonl to the next.
+        checkpoint_every: Steps from one checkpoint to the next.
+        max_unreadable: Share of images in [0, 1] that may be unreadable before the command gives up.
+        cache: memory (decode once), stream (decode each time), or auto.
+        workers: Processes that decode streamed images.
+        accelerator: auto, cpu, cuda or mps.
+        devices: Number of devices.
+        precision: 32-true, bf16-mixed, 16-mixed or bf16-true.
+        seed: Of every random choice.
+    """
+
+    backbone: str = "small"
+    pretrained: bool = False
+    weights: str | None = None
+    embedding_dim: int = 128
+    image_size: int | None = None
+    augment: Literal["photo", "drawing", "none"] = "photo"
+    steps: int = 2000
+    classes_per_batch: int = 16
+    samples_per_class: int = 4
+    optimizer: Literal["adam", "adamw"] = "adamw"
+    lr: float = 1e-3
+    proxy_lr: float = 1e-2
+    weight_decay: float = 0.0
+    lr_warmup: int = 100
+    validation: float = 0.1
+    validate_every: int = 250
+    log_every: int = 50
+    checkpoint_every: int = 250
+    max_unreadable: float = 0.01
+    cache: Literal["auto", "memory", "stream"] = "auto"
+    workers: int = 2
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: int = 1
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = "32-true"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """ValueError on a value outside its range."""
+        super().__post_init__()
+        positive = (
+            "embedding_dim", "steps", "classes_per_batch", "samples_per_class", "lr", "proxy_lr", "validate_every",
+            "log_every", "checkpoint_every", "devices",
+        )  # fmt: skip
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name in ("weight_decay", "lr_warmup", "workers", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        for name in ("validation", "max_unreadable"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
+        if self.classes_per_batch * self.samples_per_class < 2:
+            raise ValueError("a batch must have at least 2 images")

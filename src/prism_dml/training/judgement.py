@@ -1,0 +1,36 @@
+"""A finished run's judgement on each of its training samples."""
+
+from __future__ import annotations
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from prism_dml.data import ImageTable
+from prism_dml.methods.base import Method
+
+
+def judge_samples(method: Method, embeddings: Tensor, table: ImageTable) -> tuple[pd.DataFrame, float]:
+    """Judge every training sample by its embedding without augmentation.
+
+    Args:
+        method: a method that selects, trained.
+        embeddings: (N, D) of the whole training set.
+        table: the N samples.
+
+    Returns:
+        One row a sample, in order: path, label, clean_label (where known), clean_probability in [0, 1], margin,
+        keep, suggested_label; and the estimated share of wrong labels.
+    """
+    labels = torch.from_numpy(table.labels).to(embeddings.device)
+    selection, rate = method.judge(embeddings, labels, torch.arange(len(labels), device=labels.device))
+    classes = pd.Series(table.classes)
+    frame = pd.DataFrame({"path": table.paths, "label": classes[table.labels].to_numpy()})
+    if table.clean_labels is not None:
+        # A true class that was set aside for validation, or is in no class, has no name here.
+        frame["clean_label"] = classes.reindex(table.clean_labels).to_numpy()
+    frame["clean_probability"] = selection.clean_probability.cpu().numpy()
+    frame["margin"] = selection.margin.cpu().numpy()
+    frame["keep"] = selection.keep.cpu().numpy()
+    frame["suggested_label"] = classes[selection.suggested_label.cpu().numpy()].to_numpy()
+    return frame, rate

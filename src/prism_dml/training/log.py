@@ -1,0 +1,31 @@
+"""The log of a run: one JSON object a line, nothing in it that a second run would not repeat."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class Log:
+    """metrics.jsonl, cut back to what had been written at the checkpoint that a run goes on from.
+
+    Args:
+        path: the file.
+        keep_bytes: length of what stays; 0 starts anew.
+    """
+
+    def __init__(self, path: Path, keep_bytes: int = 0) -> None:
+        self.path = path
+        with path.open("ab") as file:
+            file.truncate(keep_bytes)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append a line; fields that are None are left out."""
+        known = {key: value for key, value in record.items() if value is not None}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(known) + "\n")
+
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self.path.stat().st_size

@@ -1,0 +1,178 @@
+"""The training loop, from a data set to a folder with a model."""
+
+from __future__ import annotations
+
+import math
+import signal
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch.optim import Optimizer
+
+from prism_dml.data import ImageTable, PKSampler, read_table
+from prism_dml.methods.base import Method, TrainingSet
+from prism_dml.methods.registry import find_method
+from prism_dml.models import Embedder, save
+from prism_dml.training.checkpoint import FILE, load_checkpoint, save_checkpoint
+from prism_dml.training.config import TrainConfig
+from prism_dml.training.log import Log
+from prism_dml.training.measure import embed_all, validate
+from prism_dml.training.progress import RunProgress
+from prism_dml.training.result import finish
+from prism_dml.training.sources import open_sources
+from prism_dml.training.stop import StopRequest
+from prism_dml.training.tally import Tally
+
+
+class RunStopped(KeyboardInterrupt):
+    """A run was asked to stop and has left a checkpoint; `signal` is what asked."""
+
+    def __init__(self, number: int, step: int, out: Path) -> None:
+        self.signal = number
+        super().__init__(
+            f"{signal.Signals(number).name}: stopped after step {step}; --resume goes on from {out / FILE}"
+        )
+
+
+def train(
+    data: str | Path | ImageTable, config: TrainConfig, out: str | Path, resume: bool = False
+) -> dict[str, Any]:
+    """Train an embedding and leave the run in a folder.
+
+    The folder gets model/ (the best checkpoint by Precision@1 on the validation classes, or the last), run.json
+    (settings, versions, result), metrics.jsonl (the log: the same for the same seed), samples.parquet (a judgement on
+    each training sample, if the method selects) and, until the run is finished, a checkpoint.
+
+    Args:
+        data: folder, CSV or parquet, or a table that was read from one; its split "train", if it has splits.
+        config: settings.
+        out: folder of the run.
+        resume: go on from the folder's checkpoint, bit for bit as if the run had never stopped.
+
+    Returns:
+        What run.json says of the result.
+
+    Raises:
+        ValueError: bad data or settings, a folder that holds another run, a loss that is not finite.
+        RunStopped: SIGINT or SIGTERM came; the folder has a checkpoint.
+    """
+    out = Path(out)
+    method_class = find_method(config.method)
+    if config.devices != 1:
+        raise ValueError(
+            f"training on several devices is not possible yet: devices must be 1, not {config.devices}"
+        )
+    if not resume and ((out / "run.json").exists() or (out / FILE).exists()):
+        raise ValueError(f"{out} already holds a run: take another folder, or go on with --resume")
+    fabric = Fabric(accelerator=config.accelerator, devices=config.devices, precision=config.precision)
+    table = (data if isinstance(data, ImageTable) else read_table(data)).split("train")
+
+    embedder = Embedder(
+        config.backbone,
+        config.embedding_dim,
+        image_size=config.image_size,
+        pretrained=config.pretrained,
+        weights=config.weights,
+        seed=config.seed,
+    )
+    with RunProgress("decoding", len(table)) as show:
+        sources = open_sources(
+            table,
+            config,
+            embedder.transform,
+            method_class.clean_only,
+            fabric.device,
+            lambda done, _: show.reach(done),
+        )
+    samples = sources.train.table
+    method = method_class(embedder, TrainingSet(len(samples), samples.num_classes), config)
+    optimizer = make_optimizer(method, config)
+    learner, optimizer = fabric.setup(method, optimizer)
+    sampler = PKSampler(samples.labels, config.classes_per_batch, config.samples_per_class, config.seed)
+    noisy = samples.is_noisy
+    tally = Tally(len(samples), None if noisy is None else torch.from_numpy(noisy)).to(fabric.device)
+    modules = {"method": method, "tally": tally}
+    settings = asdict(config) | {"num_samples": len(samples), "num_classes": samples.num_classes}
+
+    out.mkdir(parents=True, exist_ok=True)
+    start, best, log_bytes = 0, -math.inf, 0
+    if resume:
+        notes = load_checkpoint(out, modules, optimizer)
+        if notes["settings"] != settings:
+            changed = [key for key in settings if notes["settings"].get(key) != settings[key]]
+            raise ValueError(f"{out} holds a run with other settings or data: {', '.join(changed)}")
+        start, best, log_bytes = notes["step"], notes["best"], notes["log_bytes"]
+
+    def checkpoint(step: int) -> None:
+        notes = {"settings": settings, "step": step, "best": best, "log_bytes": log.size()}
+        save_checkpoint(out, modules, optimizer, notes)
+
+    log = Log(out / "metrics.jsonl", log_bytes)
+    batches = sources.train.train(sampler, config.seed, start)
+    with StopRequest() as stop, RunProgress(config.method, config.steps, start) as show:
+        for step in range(start, config.steps):
+            if step % sampler.num_batches == 0:
+                method.on_epoch_start(lambda: embed_all(method.embedder, sources.train))
+            batch = next(batches)
+            torch.manual_seed(
+                _step_seed(config.seed, step)
+            )  # of what layers draw themselves, such as dropout
+            method.train()
+            set_learning_rate(optimizer, config, step)
+
+            loss, kept = learner(batch.images, batch.labels, batch.index)
+            if kept.any():  # else there is nothing to learn from: no update, nothing remembered
+                if not torch.isfinite(loss):
+                    raise ValueError(f"the loss is {loss.item()} at step {step + 1}: a lower lr may help")
+                optimizer.zero_grad()
+                fabric.backward(loss)
+                optimizer.step()
+                method.on_update()
+            tally.add(loss, kept, batch.index)
+
+            show.step(len(batch.labels))
+            done = step + 1
+            finished = done == config.steps
+            if done % config.log_every == 0 or finished:
+                record = {"step": done, **tally.take(), "noise_rate_estimate": method.noise_rate_estimate}
+                log.write(record)
+                show.record(record)
+            if sources.validation is not None and (done % config.validate_every == 0 or finished):
+                precision = validate(method.embedder, sources.validation)
+                log.write({"step": done, "validation_precision_at_1": precision})
+                show.record({"validation_precision_at_1": precision})
+                if precision >= best:
+                    best = precision
+                    save(method.embedder, out / "model")
+            if stop or done % config.checkpoint_every == 0 or finished:
+                checkpoint(done)
+            if stop.signal is not None and not finished:
+                raise RunStopped(stop.signal, done, out)
+
+    return finish(out, method, sources, tally, settings, best)
+
+
+def make_optimizer(method: Method, config: TrainConfig) -> Optimizer:
+    """Adam or AdamW, with a rate of its own for proxies; `peak` of a group is its highest learning rate."""
+    proxies = {id(parameter) for parameter in method.proxies()}
+    network = [parameter for parameter in method.parameters() if id(parameter) not in proxies]
+    groups: list[dict[str, Any]] = [{"params": network, "peak": config.lr}]
+    if proxies:
+        groups.append({"params": method.proxies(), "peak": config.proxy_lr, "weight_decay": 0.0})
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def set_learning_rate(optimizer: Optimizer, config: TrainConfig, step: int) -> None:
+    """Linear warm-up, then a cosine to zero: a function of the step alone."""
+    warm = min(1.0, (step + 1) / max(config.lr_warmup, 1))
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+
+
+def _step_seed(seed: int, step: int) -> int:
+    return int(np.random.SeedSequence((seed, step, 2)).generate_state(1)[0])

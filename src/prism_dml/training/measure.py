@@ -1,0 +1,27 @@
+"""Embedding whole sets in the middle of a run, and what validation says of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prism_dml.data import ImageBatches
+from prism_dml.models import Embedder
+from prism_dml.retrieval import retrieval_metrics
+
+
+@torch.no_grad()
+def embed_all(embedder: Embedder, images: ImageBatches) -> Tensor:
+    """Embeddings of every sample without augmentation, (N, D) on the device; zeros for an unreadable image."""
+    training = embedder.training
+    embedder.eval()
+    rows = [(batch.index, embedder(batch.images)) for batch in images.evaluate()]
+    embedder.train(training)
+    index, embeddings = (torch.cat(column) for column in zip(*rows, strict=True))
+    return embeddings.new_zeros(len(images.table), embeddings.shape[1]).index_copy(0, index, embeddings)
+
+
+def validate(embedder: Embedder, images: ImageBatches) -> float:
+    """Precision@1 among the validation images, by given labels: the truth is never asked."""
+    metrics = retrieval_metrics(embed_all(embedder, images), torch.from_numpy(images.table.labels))
+    return float(metrics["precision_at_1"])

@@ -1,0 +1,69 @@
+"""What a person sees of a run: one line that is kept up to date on the terminal."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class RunProgress:
+    """Steps done, images/s, time left, and the newest record of the log; silent where nobody watches."""
+
+    def __init__(self, title: str, steps: int, done: int = 0) -> None:
+        console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[facts]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=steps, completed=done, rate="", facts="")
+        self._recent: deque[tuple[float, int]] = deque(maxlen=30)
+        self._images = 0
+
+    def step(self, images: int) -> None:
+        """One more step, of so many images."""
+        self._images += images
+        self._recent.append((time.monotonic(), self._images))
+        (then, before), (now, after) = self._recent[0], self._recent[-1]
+        rate = f"{(after - before) / (now - then):,.0f} images/s" if now > then else ""
+        self._bar.update(self._task, advance=1, rate=rate)
+
+    def reach(self, done: int) -> None:
+        """So much is done."""
+        self._bar.update(self._task, completed=done)
+
+    def record(self, record: dict[str, float | None]) -> None:
+        """Show a record of the log."""
+        facts = [
+            f"{label} {record[key]:{form}}" for key, label, form in _SHOWN if record.get(key) is not None
+        ]
+        self._bar.update(self._task, facts="  ".join(facts))
+
+    def __enter__(self) -> RunProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+
+_SHOWN = (
+    ("loss", "loss", ".3g"),
+    ("rejected", "rejected", ".0%"),
+    ("noise_rate_estimate", "noise", ".0%"),
+    ("purity", "purity", ".1%"),
+    ("clean_recall", "clean recall", ".1%"),
+    ("validation_precision_at_1", "validation P@1", ".3f"),
+)

@@ -1,0 +1,61 @@
+"""What a finished run leaves behind."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import prism_dml
+from prism_dml.methods.base import Method
+from prism_dml.models import save
+from prism_dml.training.checkpoint import FILE
+from prism_dml.training.judgement import judge_samples
+from prism_dml.training.measure import embed_all
+from prism_dml.training.sources import Sources
+from prism_dml.training.tally import Tally
+
+
+def finish(
+    out: Path,
+    method: Method,
+    sources: Sources,
+    tally: Tally,
+    settings: dict[str, Any],
+    best: float,
+) -> dict[str, Any]:
+    """Write what a finished run leaves behind, and remove its checkpoint; the result, as in run.json."""
+    if sources.validation is None:
+        save(method.embedder, out / "model")
+    result: dict[str, Any] = {"steps": settings["steps"], "last_decisions": tally.final()}
+    if sources.validation is not None:
+        result["validation_precision_at_1"] = best
+    if method.selects:
+        judged, rate = judge_samples(method, embed_all(method.embedder, sources.train), sources.train.table)
+        judged.to_parquet(out / "samples.parquet", index=False)
+        result["noise_rate_estimate"] = rate
+        if sources.train.table.is_noisy is not None:
+            keep, clean = judged["keep"].to_numpy(), ~sources.train.table.is_noisy
+            result["judgement"] = {
+                "purity": float(clean[keep].mean()) if keep.any() else None,
+                "clean_recall": float(keep[clean].mean()) if clean.any() else None,
+            }
+    versions = {
+        "prism_dml": prism_dml.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    document = {
+        "result": result,
+        "settings": settings,
+        "versions": versions,
+        "classes": sources.train.table.classes,
+    }
+    temporary = out / ".run.json.tmp"
+    temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(out / "run.json")
+    (out / FILE).unlink(missing_ok=True)
+    return result

@@ -1,0 +1,88 @@
+"""From a data set to the batches of a run: the training classes, and those set aside for validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from prism_dml.data import Augment, ImageBatches, ImageTable, open_images
+from prism_dml.models import Preprocess
+from prism_dml.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The images of a run."""
+
+    train: ImageBatches
+    """What is learned from; labels are compact."""
+    validation: ImageBatches | None
+    """Images of training classes set aside to choose the best checkpoint, or None."""
+
+
+def cut_validation(table: ImageTable, share: float, seed: int) -> tuple[ImageTable, ImageTable | None]:
+    """Set whole classes aside, by given label.
+
+    Args:
+        table: N samples.
+        share: share of the classes in [0, 1); rounded, at least one if above 0, and two always stay.
+        seed: of the choice.
+
+    Returns:
+        What stays and what is set aside, each compact; None instead of images none of which has a match.
+    """
+    table = table.compact()
+    table.require_classes(2)
+    number = min(max(1, round(share * table.num_classes)), table.num_classes - 2) if share > 0 else 0
+    chosen = np.random.default_rng((seed, 1)).permutation(table.num_classes)[:number]
+    aside = np.isin(table.labels, chosen)
+    validation = table.select(aside).compact()
+    if number == 0 or validation.class_counts.max(initial=0) < 2:
+        return table, None
+    return table.select(~aside).compact(), validation
+
+
+def open_sources(
+    table: ImageTable,
+    config: TrainConfig,
+    look: Preprocess,
+    clean_only: bool,
+    device: object,
+    progress: Callable[[int, int], None] | None = None,
+) -> Sources:
+    """Split a training table and open its images.
+
+    Args:
+        table: samples of the split "train".
+        config: settings of the run.
+        look: the model's preprocessing.
+        clean_only: learn from the truly clean samples only (the oracle).
+        device: where batches go.
+        progress: called with (images done, N) while training images are decoded.
+
+    Raises:
+        ValueError: fewer than two classes, too many unreadable images, or unknown truth where it is needed.
+    """
+    train, validation = cut_validation(table, config.validation, config.seed)
+    if clean_only:
+        if train.is_noisy is None:
+            raise ValueError(f'method "{config.method}" needs the true labels, which the data does not have')
+        train = train.select(~train.is_noisy).compact()
+        train.require_classes(2)
+
+    def opened(part: ImageTable, show: Callable[[int, int], None] | None) -> ImageBatches:
+        return open_images(
+            part,
+            look.image_size,
+            Augment(config.augment, look.mean, look.std),
+            workers=config.workers,
+            max_unreadable=config.max_unreadable,
+            cache=config.cache,
+            device=str(device),
+            resize_size=look.resize_size,
+            progress=show,
+        )
+
+    return Sources(opened(train, progress), None if validation is None else opened(validation, None))

@@ -1,0 +1,83 @@
+import json
+
+import numpy as np
+import pytest
+
+from prism_dml.data import read_table
+
+
+def test_corrupts_the_training_split_only_and_says_so(prism, image_folder, tmp_path):
+    out = tmp_path / "noisy.csv"
+    status, shown, _ = prism("corrupt", image_folder, "--kind", "symmetric", "--rate", 0.5, "--out", out)
+    assert status == 0
+    assert shown == f"{out}: 9 of 18 training labels (50.0%) are wrong (symmetric, seed 0)\n"
+    table = read_table(out)
+    assert table.is_noisy.sum() == 9
+    assert not table.is_noisy[table.splits == "test"].any()
+
+
+def test_seed_repeats_itself_and_another_differs(prism, image_folder, tmp_path):
+    labels = []
+    for number, seed in enumerate([3, 3, 4]):
+        out = tmp_path / f"{number}.csv"
+        prism("corrupt", image_folder, "--kind", "symmetric", "--rate", 0.5, "--seed", seed, "--out", out)
+        labels.append(read_table(out).labels)
+    assert (labels[0] == labels[1]).all()
+    assert (labels[0] != labels[2]).any()
+
+
+def test_json(prism, image_folder, tmp_path):
+    out = tmp_path / "n.parquet"
+    status, shown, _ = prism(
+        "corrupt", image_folder, "--kind", "small-cluster", "--rate", 0.34, "--out", out, "--json"
+    )
+    assert status == 0
+    assert json.loads(shown) == {
+        "out": str(out), "kind": "small-cluster", "rate": 0.34, "seed": 0, "images": 28, "train_images": 18,
+        "wrong_labels": 6, "wrong_share": pytest.approx(1 / 3),
+    }  # fmt: skip
+
+
+def test_confusion_matrix(prism, image_folder, tmp_path):
+    matrix, out = tmp_path / "m.csv", tmp_path / "n.csv"
+    np.savetxt(matrix, np.roll(np.eye(3), 1, axis=1), delimiter=",")  # every class becomes the next
+    kind = ("--kind", "class-conditional", "--confusion", matrix, "--out", out)
+    status, shown, _ = prism("corrupt", image_folder, *kind)
+    assert status == 0
+    assert "18 of 18 training labels (100.0%)" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--kind", "pair"), "pair noise needs a rate"),
+        (("--kind", "pair", "--rate", "2"), "the noise rate must be in [0, 1], not 2.0"),
+        (("--kind", "class-conditional"), "class-conditional noise needs a confusion matrix"),
+        (("--kind", "class-conditional", "--confusion", "nowhere.csv"), "nowhere.csv"),
+    ],
+)
+def test_mistakes_leave_no_file(prism, image_folder, tmp_path, options, message):
+    status, shown, error = prism("corrupt", image_folder, *options, "--out", tmp_path / "n.csv")
+    assert (status, shown) == (2, "")
+    assert message in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_matrix_that_is_no_matrix(prism, image_folder, tmp_path):
+    matrix = tmp_path / "m.csv"
+    matrix.write_text("a,b\n1,2\n", encoding="utf-8")
+    options = ("--kind", "class-conditional", "--confusion", matrix, "--out", tmp_path / "n.csv")
+    status, _, error = prism("corrupt", image_folder, *options)
+    assert status == 2
+    assert f"{matrix}: not a CSV of numbers without a header" in error
+
+
+def test_never_overwrites_its_input(prism, image_folder, tmp_path):
+    data = tmp_path / "d.csv"
+    prism("corrupt", image_folder, "--kind", "pair", "--rate", 0, "--out", data)
+    before = data.read_bytes()
+    status, _, error = prism("corrupt", data, "--kind", "pair", "--rate", 0.5, "--out", data)
+    assert status == 2
+    assert "never overwritten" in error
+    assert data.read_bytes() == before

@@ -1,0 +1,110 @@
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from prism_dml import load
+from prism_dml.cli.embed import choose_device
+from prism_dml.data import read_image, read_table
+
+
+@pytest.fixture
+def noisy_list(prism, image_folder, tmp_path):
+    out = tmp_path / "noisy.csv"
+    prism("corrupt", image_folder, "--kind", "symmetric", "--rate", 0.5, "--out", out)
+    return out
+
+
+def expected(run_folder, table):
+    """Each image by itself through the public preprocessing."""
+    model = load(run_folder)
+    with torch.no_grad():
+        vectors = [model(model.transform(read_image(table, i))[None])[0] for i in range(len(table))]
+    return torch.stack(vectors).numpy()
+
+
+def test_npz_holds_what_the_model_says(prism, run_folder, noisy_list, tmp_path):
+    out = tmp_path / "new" / "e.npz"
+    status, shown, _ = prism("embed", run_folder, noisy_list, "--out", out)
+    assert (status, shown) == (0, f"28 embeddings of 6 numbers in {out}\n")
+    table, saved = read_table(noisy_list), np.load(out)  # no pickle
+    # One level of grey of 256, since the cache rounds after resizing.
+    assert np.allclose(saved["embeddings"], expected(run_folder, table), atol=0.02)
+    assert np.allclose(np.linalg.norm(saved["embeddings"], axis=1), 1, atol=1e-6)
+    assert saved["classes"].tolist() == table.classes
+    assert saved["paths"].tolist() == table.paths
+    assert (saved["labels"] == table.labels).all()
+    assert (saved["clean_labels"] == table.clean_labels).all()
+    assert [path.name for path in out.parent.iterdir()] == ["e.npz"]
+
+
+def test_parquet_holds_the_same_with_names(prism, run_folder, noisy_list, tmp_path):
+    prism("embed", run_folder, noisy_list, "--out", tmp_path / "e.npz")
+    prism("embed", run_folder, noisy_list, "--out", tmp_path / "e.parquet")
+    table, rows = read_table(noisy_list), pq.read_table(tmp_path / "e.parquet").to_pydict()
+    assert (np.array(rows["embedding"], np.float32) == np.load(tmp_path / "e.npz")["embeddings"]).all()
+    assert rows["path"] == table.paths
+    assert rows["label"] == [table.classes[k] for k in table.labels]
+    assert rows["clean_label"] == [table.classes[k] for k in table.clean_labels]
+
+
+def test_truth_outside_the_classes_is_empty(prism, run_folder, image_folder, tmp_path):
+    noisy, out = tmp_path / "n.csv", tmp_path / "e.parquet"
+    kind = ("--kind", "small-cluster", "--rate", 0.34)
+    prism("corrupt", image_folder, *kind, "--out", noisy)
+    assert prism("embed", run_folder, noisy, "--split", "train", "--out", out)[0] == 0
+    assert pq.read_table(out).column("clean_label").null_count == 6
+
+
+def test_split_and_json(prism, run_folder, image_folder, tmp_path):
+    out = tmp_path / "e.npz"
+    status, shown, _ = prism("embed", run_folder, image_folder, "--out", out, "--split", "test", "--json")
+    assert status == 0
+    assert json.loads(shown) == {"out": str(out), "images": 10, "embedding_dim": 6, "unreadable": 0}
+    assert np.load(out)["classes"].tolist() == ["fork", "knife"]
+    assert "clean_labels" not in np.load(out)
+
+
+def test_unreadable_images_are_named_and_left_out(prism, run_folder, image_folder, tmp_path):
+    (tmp_path / "d" / "a").mkdir(parents=True)
+    (tmp_path / "d" / "b").mkdir()
+    good = (image_folder / "test" / "fork" / "0.png").read_bytes()
+    for place in ("a/0", "a/1", "b/0"):
+        (tmp_path / "d" / f"{place}.png").write_bytes(good)
+    (tmp_path / "d" / "b" / "bad.png").write_bytes(good[: len(good) // 2])
+    options = ("--out", tmp_path / "e.npz")
+    status, _, error = prism("embed", run_folder, tmp_path / "d", *options)
+    assert status == 2
+    assert "prism: error:" in error
+    status, shown, _ = prism("embed", run_folder, tmp_path / "d", *options, "--max-unreadable", 0.5)
+    assert status == 0
+    assert shown.startswith("3 embeddings")
+    assert "b/bad.png" not in np.load(tmp_path / "e.npz")["paths"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("e.txt", "--out must end in .parquet or .npz, not 'e.txt'"),
+        ("d.parquet", "must not be the data itself"),
+    ],
+)
+def test_bad_output_is_refused_before_any_work(prism, tmp_path, out, message):
+    status, _, error = prism("embed", tmp_path, tmp_path / "d.parquet", "--out", tmp_path / out)
+    assert status == 2
+    assert message in error
+
+
+def test_no_model_there(prism, image_folder, tmp_path):
+    status, _, error = prism("embed", tmp_path, image_folder, "--out", tmp_path / "e.npz")
+    assert status == 2
+    assert "no model in" in error
+
+
+def test_device():
+    assert choose_device("cpu") == "cpu"
+    assert choose_device("auto") in ("cpu", "cuda")
+    with pytest.raises(ValueError, match="no such device here: abacus"):
+        choose_device("abacus")

@@ -1,0 +1,74 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from prism_dml.cli.embed import Embedded
+from prism_dml.cli.evaluate import measure
+from prism_dml.data import BytesImages, ImageTable
+
+
+def embedded(vectors, labels, clean_labels=None, classes=2):
+    labels = np.array(labels)
+    paths = [str(i) for i in range(len(labels))]
+    names = [str(k) for k in range(classes)]
+    truth = None if clean_labels is None else np.array(clean_labels)
+    table = ImageTable(BytesImages([b""] * len(labels)), paths, labels, names, truth)
+    return Embedded(torch.tensor(vectors, dtype=torch.float32), table)
+
+
+PAIRS = [[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]]
+
+
+def test_measures_by_the_truth_where_it_is_known():
+    assert measure(embedded(PAIRS, [0, 0, 1, 1]), 0)[0]["precision_at_1"] == 1
+    assert measure(embedded(PAIRS, [0, 1, 0, 1]), 0)[0]["precision_at_1"] == 0
+    assert measure(embedded(PAIRS, [0, 1, 0, 1], [0, 0, 1, 1]), 0)[0]["precision_at_1"] == 1
+
+
+def test_truth_outside_the_classes_is_left_out():
+    metrics, _ = measure(embedded([*PAIRS, [1.0, 0.05]], [0, 0, 1, 1, 1], [0, 0, 1, 1, -1]), 0)
+    assert metrics["num_queries"] == 4
+    assert metrics["precision_at_1"] == 1
+
+
+def test_intervals_hold_the_mean_and_repeat_with_the_seed():
+    vectors = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)).tolist()
+    data = embedded(vectors, np.arange(60) % 3, classes=3)
+    metrics, intervals = measure(data, 1)
+    for name, (low, high) in intervals.items():
+        assert low <= metrics[name] <= high
+        assert low < high
+    assert measure(data, 1)[1] == intervals
+    assert measure(data, 2)[1] != intervals
+
+
+def test_table_and_file(prism, run_folder, image_folder, tmp_path):
+    file = tmp_path / "m.json"
+    status, shown, _ = prism("evaluate", run_folder, image_folder, "--json", file)
+    assert status == 0
+    result = json.loads(file.read_text(encoding="utf-8"))
+    assert result["num_queries"] == 10
+    assert result["split"] == "test"
+    assert f"{result['precision_at_1']:.4f}" in shown
+    assert "{:.4f} to {:.4f}".format(*result["intervals"]["map_at_r"]) in shown
+
+
+def test_dash_prints_json_only(prism, run_folder, image_folder):
+    options = ("--json", "-", "--split", "train", "--seed", 5)
+    status, shown, _ = prism("evaluate", run_folder, image_folder, *options)
+    assert status == 0
+    result = json.loads(shown)
+    assert (result["num_queries"], result["split"], result["seed"]) == (18, "train", 5)
+
+
+def test_unknown_split_names_those_there_are(prism, run_folder, image_folder):
+    status, _, error = prism("evaluate", run_folder, image_folder, "--split", "dev")
+    assert status == 2
+    assert "test, train" in error
+
+
+def test_classes_of_one_image_each_cannot_be_measured():
+    with pytest.raises(ValueError, match="no query has a reference"):
+        measure(embedded(PAIRS[:2], [0, 1]), 0)

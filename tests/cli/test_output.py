@@ -1,0 +1,41 @@
+import json
+
+import numpy as np
+import torch
+
+from prism_dml.cli.output import print_table, progress_bar, to_json, write_json
+
+
+def test_json_is_strict_and_readable():
+    result = {
+        "name": "é", "nan": float("nan"), "count": np.int64(3), "loss": torch.tensor(0.5),
+        "range": (0.1, np.inf), "inner": {"flag": np.bool_(True)},
+    }  # fmt: skip
+    text = to_json(result)
+    assert "é" in text
+    assert "NaN" not in text
+    assert json.loads(text) == {
+        "name": "é", "nan": None, "count": 3, "loss": 0.5, "range": [0.1, None], "inner": {"flag": True},
+    }  # fmt: skip
+
+
+def test_json_file_is_replaced_whole(tmp_path):
+    file = tmp_path / "new" / "r.json"
+    write_json({"a": 1}, file)
+    write_json({"a": 2}, file)
+    assert json.loads(file.read_text(encoding="utf-8")) == {"a": 2}
+    assert [path.name for path in file.parent.iterdir()] == ["r.json"]
+
+
+def test_table_goes_to_standard_output(capsys):
+    print_table("Result", ("Measure", "Value"), [("Precision@1", "0.5"), ("a name with [brackets]", "1.0")])
+    shown = capsys.readouterr()
+    assert "Precision@1" in shown.out
+    assert "[brackets]" in shown.out
+    assert shown.err == ""
+
+
+def test_progress_is_silent_where_nobody_watches(capsys):
+    with progress_bar() as bar:
+        bar.update(bar.add_task("x", total=2), advance=1)
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,132 @@
+"""Models written and read again, whole, damaged and half-written."""
+
+import json
+
+import pytest
+import torch
+
+from prism_dml.models import Embedder, load, save, storage
+
+
+def tiny(seed=0, backbone="small"):
+    options = {"widths": (8, 8)} if backbone == "small" else {}
+    model = Embedder(backbone, 6, image_size=32, resize_ratio=1.125, backbone_options=options, seed=seed)
+    model(torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)))  # moves the batch statistics
+    return model
+
+
+def same(first, second):
+    return all(torch.equal(v, second.state_dict()[k]) for k, v in first.state_dict().items())
+
+
+@pytest.mark.parametrize("backbone", ["small", "resnet10t"])
+def test_round_trip(tmp_path, backbone):
+    model = tiny(backbone=backbone)
+    save(model, tmp_path / "run" / "model")
+    images = torch.randn(2, 3, 32, 32)
+    for folder in (tmp_path / "run" / "model", str(tmp_path / "run")):
+        loaded = load(folder)
+        assert not loaded.training and same(model, loaded)
+        assert loaded.transform == model.transform
+        assert loaded.config == json.loads(json.dumps(model.config))
+        assert torch.equal(loaded(images), model.eval()(images))
+
+
+def test_the_cards_preprocessing_is_used(tmp_path):
+    save(tiny(), tmp_path)
+    card = json.loads((tmp_path / "model.json").read_text())
+    card["preprocessing"]["mean"] = [0.1, 0.2, 0.3]
+    (tmp_path / "model.json").write_text(json.dumps(card))
+    assert load(tmp_path).transform.mean == (0.1, 0.2, 0.3)
+
+
+def test_replacing_leaves_only_the_new_model(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    save(tiny(0), tmp_path)
+    save(tiny(1), tmp_path)
+    save(tiny(1), tmp_path)
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert len(names) == 3 and names[1:] == ["model.json", "notes.txt"]
+    assert names[0].startswith("model-") and names[0].endswith(".safetensors")
+    assert same(load(tmp_path), tiny(1))
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_save_cut_short_leaves_the_old_model(tmp_path, monkeypatch, failing):
+    save(tiny(0), tmp_path)
+    calls = []
+
+    def fsync(descriptor):
+        calls.append(descriptor)
+        if len(calls) == failing:
+            raise OSError("disk full")
+
+    monkeypatch.setattr(storage.os, "fsync", fsync)
+    with pytest.raises(OSError, match="disk full"):
+        save(tiny(1), tmp_path)
+    assert same(load(tmp_path), tiny(0))
+    assert not list(tmp_path.glob(".*"))
+
+
+def damage_weights(folder):
+    (path,) = folder.glob("*.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def lose_weights(folder):
+    (path,) = folder.glob("*.safetensors")
+    path.unlink()
+
+
+def card_with(**changes):
+    def change(folder):
+        card = json.loads((folder / "model.json").read_text())
+        (folder / "model.json").write_text(json.dumps(card | changes))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (damage_weights, "are damaged"),
+        (lose_weights, "cannot be read"),
+        (lambda f: (f / "model.json").unlink(), "no model in"),
+        (lambda f: (f / "model.json").write_text("{"), "cannot be read"),
+        (lambda f: (f / "model.json").write_bytes(b"\xff\xfe"), "cannot be read"),
+        (lambda f: (f / "model.json").write_text("[]"), "not the description"),
+        (card_with(format="other"), "not the description"),
+        (card_with(format_version=99), "format version 99"),
+        (card_with(sha256=None), "sha256 missing"),
+        (card_with(weights="../x.safetensors"), "weights missing or malformed"),
+        (card_with(config={"backbone": "nothing"}), "unknown backbone"),
+        (card_with(config={"colour": 1}), "does not describe its weights"),
+        (card_with(config={"embedding_dim": 5}), "does not describe its weights"),
+        (card_with(preprocessing={}), "bad preprocessing"),
+    ],
+)
+def test_damage_is_one_clear_line(tmp_path, change, message):
+    save(tiny(), tmp_path)
+    change(tmp_path)
+    with pytest.raises(ValueError, match=message) as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_folder(tmp_path):
+    with pytest.raises(ValueError, match="no model in"):
+        load(tmp_path / "missing")
+
+
+def test_checksum_covers_what_is_no_safetensors_file(tmp_path):
+    """A card that vouches for junk: the weights' own format is checked too."""
+    import hashlib
+
+    save(tiny(), tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    path.write_bytes(b"junk")
+    card_with(sha256=hashlib.sha256(b"junk").hexdigest())(tmp_path)
+    with pytest.raises(ValueError, match="does not describe its weights"):
+        load(tmp_path)
