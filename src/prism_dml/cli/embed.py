@@ -96,10 +96,8 @@ def embed_table(
         ValueError: there is no such device, an empty table, or too many unreadable images.
     """
     import torch
-    from torchvision.transforms.v2.functional import center_crop
 
-    from prism_dml.data.augment import Augment
-    from prism_dml.data.loader import open_images
+    from prism_dml.data import Augment, open_images
 
     place = choose_device(device)
     model = model.to(place).eval()
@@ -108,19 +106,19 @@ def embed_table(
         decoding = bar.add_task("decoding", total=len(table))
         images = open_images(
             table,
-            look.resize_size,
+            look.image_size,
             Augment("none", look.mean, look.std),
             workers,
             max_unreadable,
             device=place,
+            resize_size=look.resize_size,
             progress=lambda done, total: bar.update(decoding, completed=done, total=total),
         )
         bar.remove_task(decoding)
         embedding = bar.add_task("embedding", total=len(images.table))
         vectors, index = [], []
         for batch in images.evaluate(batch_size):
-            pixels = center_crop(batch.images, [look.image_size, look.image_size])  # (B, 3, S, S)
-            vectors.append(model(pixels).cpu())
+            vectors.append(model(batch.images).cpu())
             index.append(batch.index.cpu())
             bar.update(embedding, advance=len(batch.index))
     if not vectors:

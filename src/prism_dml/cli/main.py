@@ -3,6 +3,7 @@
 import difflib
 import logging
 import os
+import signal
 import sys
 import traceback
 from argparse import ArgumentError
@@ -27,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program's name; None takes those of the process.
 
     Returns:
-        Exit status: 0 done, 2 a user's mistake (one line on standard error), 130 interrupted.
+        Exit status: 0 done, 2 a user's mistake (one line on standard error), 128 + signal when
+        stopped: 130 for Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -42,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except (ArgumentError, ValueError, OSError) as error:
         return _report(error)
-    except KeyboardInterrupt:
-        sys.stderr.write("prism: interrupted\n")
-        return 130
+    except KeyboardInterrupt as stop:  # a training run adds which signal it was and where it can be resumed
+        sys.stderr.write(f"prism: {stop or 'interrupted'}\n")
+        return 128 + int(getattr(stop, "signal", signal.SIGINT))
     return 0
 
 

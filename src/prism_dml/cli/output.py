@@ -42,6 +42,7 @@ def progress_bar(unit: str = "images") -> Progress:
         unit: What is counted.
     """
     console = Console(stderr=True)
+    console.quiet = not console.is_terminal  # `disable` alone leaves an empty line in rich 13
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -31,6 +31,8 @@ def parse(function: Callable[..., object], program: str, arguments: Sequence[str
     Raises:
         ValueError: An argument is unknown, missing or of the wrong type, or a dataclass refused its values.
     """
+    parameters = inspect.signature(function).parameters
+    required = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
     types_of = get_type_hints(function)
     types_of.pop("return", None)
     configs: dict[str, Any] = {
@@ -50,12 +52,12 @@ def parse(function: Callable[..., object], program: str, arguments: Sequence[str
     for kind in configs.values():
         parser.add_class_arguments(kind, as_group=False)
         types_of |= get_type_hints(kind)
-    parser.describe_types({name: _type_text(annotation) for name, annotation in types_of.items()})
+    parser.describe({name: _type_text(annotation) for name, annotation in types_of.items()}, required)
     try:
         values = parser.parse_args(list(arguments))
     except argparse.ArgumentError as error:
         raise ValueError(parser.explain(error.message)) from error
-    keywords = {name: values[name] for name in inspect.signature(function).parameters if name not in configs}
+    keywords = {name: values[name] for name in parameters if name not in configs}
     for name, kind in configs.items():
         fields = [field.name for field in dataclasses.fields(kind) if field.init]
         keywords[name] = kind(**{field: values[field] for field in fields})
@@ -78,14 +80,19 @@ class _Parser(ArgumentParser):
         action: argparse.Action = super().add_argument(*spelled, **options)
         return action
 
-    def describe_types(self, texts: dict[str, str]) -> None:
-        """Give each argument its type in plain words, for its help and its errors."""
-        self.type_texts = texts
+    def describe(self, type_texts: dict[str, str], required: set[str]) -> None:
+        """Tell each argument its type in plain words and whether it is required, for its help and its errors."""
+        self.type_texts = type_texts
         for action in self._actions:
-            text = texts.get(action.dest, "")
-            action.type_text = text  # type: ignore[attr-defined]
+            text = type_texts.get(action.dest, "")
             if action.option_strings and action.nargs != 0 and action.metavar is None:
                 action.metavar = _METAVARS.get(text, "VALUE")
+            notes = ["required"] if action.option_strings and action.dest in required else []
+            if text and not text.startswith(("one of", "true or")):  # these stand beside the option already
+                notes.append(text)
+            if action.option_strings and action.default not in (None, argparse.SUPPRESS):
+                notes.append("default: %(default)s")
+            action.note = f" ({'; '.join(notes)})" if notes else ""  # type: ignore[attr-defined]
 
     def explain(self, message: str) -> str:
         """jsonargparse's message in the words of someone who typed options and knows no Python types."""
@@ -93,7 +100,10 @@ class _Parser(ArgumentParser):
         wrong = re.search(r'Parser key "(\w+)":.*?(?:Given|Got) value: ([^\n]*)\s*$', message, re.DOTALL)
         if wrong and wrong[1] in self.type_texts:
             return f"{spelling[wrong[1]]}: expected {self.type_texts[wrong[1]]}, got '{wrong[2]}'"
-        missing = re.fullmatch(r"the following arguments are required: (.*)", message)
+        # The second wording is that of jsonargparse before 4.48, which names one argument at a time.
+        missing = re.match(r"the following arguments are required: (.*)", message) or re.match(
+            r"Option '(\w+)' is required", message
+        )
         if missing:
             return f"missing: {', '.join(spelling.get(name, name) for name in missing[1].split(', '))}"
         unknown = re.fullmatch(r"unrecognized arguments: (.*)", message, re.IGNORECASE | re.DOTALL)
@@ -109,16 +119,7 @@ class _HelpFormatter(DefaultHelpFormatter):
     """Says what is required, of which type, and the default, without Python's own spelling of types."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        notes = []
-        if action.required and action.option_strings:
-            notes.append("required")
-        type_text = getattr(action, "type_text", "")
-        if not type_text.startswith(("one of", "true or")):  # these already stand beside the option
-            notes.append(type_text)
-        if action.option_strings and action.default not in (None, argparse.SUPPRESS) and not action.required:
-            notes.append("default: %(default)s")
-        note = "; ".join(filter(None, notes))
-        return (action.help or "") + (f" ({note})" if note else "")
+        return (action.help or "") + getattr(action, "note", "")
 
 
 def _spelling(action: argparse.Action) -> str:

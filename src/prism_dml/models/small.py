@@ -14,7 +14,7 @@ class SmallConvNet(nn.Sequential):
     """
 
     def __init__(
-        self, widths: Sequence[int] = (64, 64, 64, 64), residual: bool = False, grid: int = 1
+        self, widths: Sequence[int] = (32, 64, 64, 64), residual: bool = False, grid: int = 1
     ) -> None:
         """Build it with torch's default initialisation.
 

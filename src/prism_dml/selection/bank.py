@@ -73,6 +73,8 @@ class MemoryBank(nn.Module):
                 f"expected embeddings (B, {self.embedding_dim}) and labels (B,), "
                 f"not {tuple(embeddings.shape)} and {tuple(labels.shape)}"
             )
+        if index is not None and index.shape != (batch,):
+            raise ValueError(f"expected index ({batch},), not {tuple(index.shape)}")
         if batch == 0:
             return
         stored = min(batch, self.size)  # of a batch larger than the bank, only its last entries survive
@@ -107,10 +109,10 @@ class MemoryBank(nn.Module):
         """Put new entries at the head of their samples' chains, in order, duplicates in a batch included."""
         bucket = index.clamp(min=0) % self.size
         known = index >= 0
-        earlier = (
-            (bucket[:, None] == bucket[None, :]) & known[None, :] & (entries[None, :] < entries[:, None])
-        )
-        within = torch.where(earlier, entries[None, :], -1).amax(dim=1)
+        # Sorted by bucket, an entry's predecessor within the batch is its neighbour; the unknown come first.
+        ordered, order = torch.where(known, bucket, -1).sort(stable=True)
+        within = torch.full_like(entries, -1)
+        within[order[1:]] = torch.where(ordered[1:] == ordered[:-1], entries[order[:-1]], -1)
         self.previous[slots] = torch.where(within >= 0, within, self.latest[bucket])
         self.latest.scatter_reduce_(0, bucket, torch.where(known, entries, -1), reduce="amax")
 

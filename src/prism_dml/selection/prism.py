@@ -121,9 +121,7 @@ class PRISM(nn.Module):
             ValueError: if shapes do not fit, or `class_similarities` is missing or given in vain.
         """
         evidence = self._weigh(embeddings, labels, index, class_similarities)
-        rate = (
-            self.estimator(evidence.implausible) if self.noise_rate == "auto" else self._given_rate(evidence)
-        )
+        rate = self._estimated_rate(evidence) if self.noise_rate == "auto" else self._given_rate(evidence)
         rejected, threshold = self.rule(evidence.probability, evidence.known, rate)
         self.batches += 1
         return _selection(evidence, ~rejected | (self.batches <= self.warmup), threshold)
@@ -174,6 +172,8 @@ class PRISM(nn.Module):
                 f"expected embeddings (B, {dim}) and labels (B,), "
                 f"not {tuple(embeddings.shape)} and {tuple(labels.shape)}"
             )
+        if index is not None and index.shape != (batch,):
+            raise ValueError(f"expected index ({batch},), not {tuple(index.shape)}")
         if (class_similarities is not None) != (self.similarity == "proxy"):
             raise ValueError('class_similarities go with similarity "proxy", and it needs them')
         if class_similarities is not None and class_similarities.shape != (batch, classes):
