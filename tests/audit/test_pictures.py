@@ -41,7 +41,7 @@ def test_histogram_says_what_the_threshold_does(drawn, tmp_path):
     out = tmp_path / "new" / "p.png"
     plot_clean_probability(scores, noisy, out, threshold=0.5)
     assert is_picture(out)
-    assert "60% of the wrong and 20% of the clean" in drawn[0]
+    assert "60.0% of the wrong and 20.0% of the clean" in drawn[0]
     assert {"label truly clean (10)", "label truly wrong (10)", "threshold"} <= set(drawn)
     assert [path.name for path in out.parent.iterdir()] == ["p.png"]
 

@@ -22,12 +22,12 @@ def image_folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
-def run_folder(tmp_path_factory):
-    """The folder of a run whose model was never trained."""
+@pytest.fixture(scope="session", params=[1.0, 1.25], ids=["cached", "streamed"])
+def run_folder(request, tmp_path_factory):
+    """The folder of a run whose model was never trained; images are cut out of larger ones, or not."""
     folder = tmp_path_factory.mktemp("run")
     options = {"widths": [8, 8]}
-    model = Embedder("small", 6, image_size=16, resize_ratio=1.25, backbone_options=options)
+    model = Embedder("small", 6, image_size=16, resize_ratio=request.param, backbone_options=options)
     save(model, folder / "model")
     return folder
 

@@ -35,6 +35,11 @@ def test_table_goes_to_standard_output(capsys):
     assert shown.err == ""
 
 
+def test_long_title_stays_whole_and_no_rows_are_no_table(capsys):
+    print_table("/a/very/long/path" * 20, ("Measure", "Value"), [])
+    assert capsys.readouterr().out == "/a/very/long/path" * 20 + "\n"
+
+
 def test_progress_is_silent_where_nobody_watches(capsys):
     with progress_bar() as bar:
         bar.update(bar.add_task("x", total=2), advance=1)

@@ -29,16 +29,16 @@ def draw(generator: torch.Generator, count: int, wrong: float, spread: float = 0
 @pytest.mark.parametrize("similarity", ["centre", "vmf"])
 def test_within_five_points(wrong: float, similarity) -> None:
     generator = torch.Generator().manual_seed(0)
-    prism = PRISM(C, D, similarity=similarity, bank_size=800)
+    prism = PRISM(C, D, similarity=similarity, bank_size=3000)
     rejected = []
-    for _ in range(120):
+    for _ in range(150):
         embeddings, labels = draw(generator, 64, wrong)
         keep = prism(embeddings, labels).keep
         prism.enqueue(embeddings[keep], labels[keep])
         rejected.append(1 - keep.float().mean().item())
     assert prism.noise_rate_estimate == pytest.approx(wrong, abs=0.05)
     assert sum(rejected[-30:]) / 30 == pytest.approx(wrong, abs=0.06)
-    selection, rate = prism.judge(*draw(generator, 2000, wrong))
+    selection, rate = prism.judge(*draw(generator, 8000, wrong))
     assert rate == pytest.approx(wrong, abs=0.05)
     assert (~selection.keep).float().mean().item() == pytest.approx(rate, abs=1e-3)
 
@@ -55,7 +55,9 @@ def test_random_labels_are_estimated_without_bias_for_any_number_of_classes() ->
         count = 20_000
         labels = torch.randint(classes, (count,), generator=generator)
         scores = torch.rand(count, classes, generator=generator)
-        scores[torch.arange(count), (labels + 1) % classes] = 2.0  # the top rank is another class's: all wrong
+        scores[torch.arange(count), (labels + 1) % classes] = (
+            2.0  # the top rank is another class's: all wrong
+        )
         evidence = weigh(scores, torch.ones(count, classes, dtype=torch.bool), labels)
         assert evidence.implausible.mean().item() == pytest.approx(1, abs=0.05)
 

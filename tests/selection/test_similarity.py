@@ -149,7 +149,9 @@ def test_vmf_against_loops(leave_out: bool) -> None:
             assert present[i, k] == bool(group)
             if group:
                 # D = 16 is below the 32 from which the expansion is exact to 1e-7.
-                assert scores[i, k].item() == pytest.approx(vmf_reference(group, queries[i], pooled), abs=3e-4)
+                assert scores[i, k].item() == pytest.approx(
+                    vmf_reference(group, queries[i], pooled), abs=3e-4
+                )
 
 
 def test_kappa_of_single_members_is_that_of_the_others() -> None:
@@ -177,9 +179,7 @@ def test_vmf_density_integrates_to_one() -> None:
     generator = torch.Generator().manual_seed(0)
     points = unit(generator, 200_000, 8)
     direction = unit(generator, 1, 8)
-    density = vmf_similarity(
-        5.0 * direction.double(), torch.tensor([10]), points, torch.tensor(0.2).double()
-    )
+    density = vmf_similarity(5.0 * direction.double(), torch.tensor([10]), points, torch.tensor(0.2).double())
     area = 2 * math.pi**4 / math.gamma(4)
     assert (density.double().exp().mean() * area).item() == pytest.approx(1, abs=0.02)
     assert density.std() > 0.5

@@ -20,6 +20,8 @@ class Picture:
     """PNG to show; it is copied into the page."""
     caption: str
     """What is seen, in a sentence; also read out to those who cannot see it."""
+    half: bool = False
+    """Whether it takes half of a wide page, beside the next such picture."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def write_demo_report(
         columns=columns,
         metrics=metrics,
         highlight=highlight,
-        pictures=[(_data_uri(picture.file.read_bytes()), picture.caption) for picture in pictures],
+        pictures=[(_data_uri(picture.file.read_bytes()), picture) for picture in pictures],
         suspects=[(_data_uri(_png(suspect.image)), suspect) for suspect in suspects],
         notes=notes or {},
     )

@@ -71,8 +71,8 @@ def plot_clean_probability(
         axes.axvline(threshold, color="black", linestyle="--", linewidth=1.5, label="threshold")
         rejected = values < threshold
         title += (
-            f"\n{_percent(rejected[wrong])} of the wrong and {_percent(rejected[~wrong])} of the clean "
-            "labels lie below the threshold and are rejected"
+            f"\nRejected, below the threshold: {_percent(rejected[wrong])} of the wrong and "
+            f"{_percent(rejected[~wrong])} of the clean labels"
         )
     axes.set_title(title, loc="left")
     axes.set_xlabel(f"{score_name}  (low = suspicious)")
@@ -250,7 +250,7 @@ def _tile(
 
 
 def _percent(mask: np.ndarray) -> str:
-    return f"{mask.mean():.0%}" if len(mask) else "none"
+    return f"{mask.mean():.1%}" if len(mask) else "none"
 
 
 def _write(figure: Figure, out: Path) -> None:

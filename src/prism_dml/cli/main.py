@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ArgumentError, ValueError, OSError) as error:
         return _report(error)
     except KeyboardInterrupt as stop:  # a training run adds which signal it was and where it can be resumed
-        sys.stderr.write(f"prism: {stop or 'interrupted'}\n")
+        sys.stderr.write(f"prism: {str(stop) or 'interrupted'}\n")
         return 128 + int(getattr(stop, "signal", signal.SIGINT))
     return 0
 

@@ -42,7 +42,6 @@ def progress_bar(unit: str = "images") -> Progress:
         unit: What is counted.
     """
     console = Console(stderr=True)
-    console.quiet = not console.is_terminal  # `disable` alone leaves an empty line in rich 13
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -86,12 +85,15 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]
         header: names of the columns.
         rows: one text for each column.
     """
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD)
     for position, name in enumerate(header):
         table.add_column(name, justify="right" if position else "left")
     for row in rows:
         table.add_row(*row)
-    Console(markup=False, highlight=False).print(table)  # names of files may hold brackets
+    console = Console(markup=False, highlight=False)  # names of files may hold brackets
+    console.print(title, soft_wrap=True)
+    if table.row_count:
+        console.print(table)
 
 
 def print_json(result: dict[str, Any]) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from prism_dml.cli.output import print_json, print_table
 from prism_dml.training.config import TrainConfig
 
 
-def train(data: Path, config: TrainConfig, *, out: Path | None = None, resume: bool = False) -> None:
+def train(
+    data: Path, config: TrainConfig, *, out: Path | None = None, resume: bool = False, json: bool = False
+) -> None:
     """Train an embedding on images whose labels cannot be trusted.
 
     Ctrl-C leaves a checkpoint; the same command with --resume goes on from there, bit for bit.
@@ -17,10 +21,28 @@ def train(data: Path, config: TrainConfig, *, out: Path | None = None, resume: b
         config: How to train.
         out: Folder of the run; runs/NAME of the data if not given.
         resume: Go on with the run in that folder.
+        json: Print the result as JSON.
 
     Raises:
         ValueError: the data cannot be read, the options do not fit together, or the run is not there.
     """
     from prism_dml.training import train as run_training
 
-    run_training(data, config, out or Path("runs") / data.stem, resume)
+    run = Path("runs") / data.stem if out is None else out
+    result = run_training(data, config, run, resume)
+    if json:
+        print_json({"out": str(run), **result})
+    else:
+        print_table(f"Trained {result['steps']:,} steps: {run}", ("Measure", "Value"), _rows(result))
+        print(f"Next: prism evaluate {run} {data}")
+
+
+def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    judgement = result.get("judgement", {})
+    measures = {
+        "Precision@1 on training classes set aside": result.get("validation_precision_at_1"),
+        "Estimated share of wrong labels": result.get("noise_rate_estimate"),
+        "Purity: kept labels that are right": judgement.get("purity"),
+        "Recall: right labels that are kept": judgement.get("clean_recall"),
+    }
+    return [(name, f"{value:.3f}") for name, value in measures.items() if value is not None]

@@ -16,7 +16,6 @@ Threshold = Literal["smooth", "top-r"]
 MOST_REJECTED = 0.5
 """An estimate alone never rejects more than this share; where more labels are wrong, the rate has to be given."""
 
-_RECENT = 4096  # samples that an estimate rests on, at most
 _CHUNK = 4096  # samples of a whole data set judged at a time: bounds the memory to _CHUNK x C
 
 
@@ -90,7 +89,7 @@ class PRISM(nn.Module):
         self.noise_rate, self.similarity, self.warmup = noise_rate, similarity, warmup
         self.bank = MemoryBank(num_classes, embedding_dim, bank_size)
         self.rule = SmoothTopR(window) if threshold == "smooth" else TopR()
-        self.estimator = NoiseRateEstimator(min(bank_size, _RECENT))
+        self.estimator = NoiseRateEstimator()
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))
 
     @property
@@ -195,8 +194,8 @@ class PRISM(nn.Module):
 
         The first embeddings tell nothing, so that clean labels look random and the estimate is far too high.
         """
-        estimate = self.estimator(evidence.implausible)
-        return estimate.clamp(max=MOST_REJECTED) * (self.bank.total >= self.bank.size)
+        estimate: Tensor = self.estimator(evidence.implausible).clamp(max=MOST_REJECTED)
+        return estimate * (self.bank.total >= self.bank.size)
 
     def _given_rate(self, evidence: Evidence) -> Tensor:
         return evidence.probability.new_tensor(self.noise_rate)

@@ -53,4 +53,5 @@ class SmoothTopR(nn.Module):
         self.quantiles[slot] = torch.where(known.any(), quantile, self.quantiles[slot])
         self.seen += known.any()
         threshold = self.quantiles.nanmean().nan_to_num(0.0) * (noise_rate > 0)
-        return known & (probability < threshold), threshold
+        # Equal probabilities (a collapsed network's) must not all fall to the rounding of their mean.
+        return known & (probability < threshold * (1 - 1e-5)), threshold

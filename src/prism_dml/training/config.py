@@ -34,7 +34,7 @@ class TrainConfig(MethodConfig):
         workers: Processes that decode streamed images.
         accelerator: auto, cpu, cuda or mps.
         devices: Number of devices.
-        precision: 32-true, bf16-mixed, 16-mixed or bf16-true.
+        precision: 32-true or bf16-mixed.
         seed: Of every random choice.
     """
 
@@ -61,7 +61,7 @@ class TrainConfig(MethodConfig):
     workers: int = 2
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: int = 1
-    precision: Literal["32-true", "bf16-mixed", "16-mixed", "bf16-true"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
     seed: int = 0
 
     def __post_init__(self) -> None:

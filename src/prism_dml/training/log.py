@@ -18,7 +18,7 @@ class Log:
     def __init__(self, path: Path, keep_bytes: int = 0) -> None:
         self.path = path
         with path.open("ab") as file:
-            file.truncate(keep_bytes)
+            file.truncate(min(keep_bytes, file.tell()))  # a longer one would be filled up with zeros
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a line; fields that are None are left out."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import signal
 from dataclasses import asdict
@@ -97,6 +99,7 @@ def train(
     tally = Tally(len(samples), None if noisy is None else torch.from_numpy(noisy)).to(fabric.device)
     modules = {"method": method, "tally": tally}
     settings = asdict(config) | {"num_samples": len(samples), "num_classes": samples.num_classes}
+    settings["data"] = _fingerprint(table)
 
     out.mkdir(parents=True, exist_ok=True)
     start, best, log_bytes = 0, -math.inf, 0
@@ -148,10 +151,11 @@ def train(
                 if precision >= best:
                     best = precision
                     save(method.embedder, out / "model")
-            if stop or done % config.checkpoint_every == 0 or finished:
+            stopped_by = stop.signal  # read once: a signal may come at any moment
+            if stopped_by is not None or done % config.checkpoint_every == 0 or finished:
                 checkpoint(done)
-            if stop.signal is not None and not finished:
-                raise RunStopped(stop.signal, done, out)
+            if stopped_by is not None and not finished:
+                raise RunStopped(stopped_by, done, out)
 
     return finish(out, method, sources, tally, settings, best)
 
@@ -172,6 +176,12 @@ def set_learning_rate(optimizer: Optimizer, config: TrainConfig, step: int) -> N
     warm = min(1.0, (step + 1) / max(config.lr_warmup, 1))
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+
+
+def _fingerprint(table: ImageTable) -> str:
+    """What tells one training table from another, relabelled ones included; the pixels are not looked at."""
+    text = json.dumps([table.classes, table.paths, table.labels.tolist()])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _step_seed(seed: int, step: int) -> int:

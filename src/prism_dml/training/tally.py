@@ -38,7 +38,7 @@ class Tally(nn.Module):
         self.counts += torch.stack(
             [
                 learned,
-                loss.detach().double() * learned,
+                torch.where(learned, loss.detach().double(), 0.0),
                 torch.ones_like(kept).sum(),
                 kept.sum(),
                 clean.sum(),

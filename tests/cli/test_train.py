@@ -1,0 +1,90 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prism_dml import load
+from prism_dml.data import read_table
+
+QUICK = ("--steps", 4, "--image-size", 16, "--embedding-dim", 4, "--classes-per-batch", 3, "--log-every", 2)
+
+
+@pytest.fixture
+def noisy_list(prism, image_folder, tmp_path):
+    out = tmp_path / "noisy.csv"
+    prism("corrupt", image_folder, "--kind", "symmetric", "--rate", 0.5, "--out", out)
+    return out
+
+
+def test_trains_from_a_file_of_options_and_says_what_came_out(prism, noisy_list, image_folder, tmp_path):
+    options = tmp_path / "options.yaml"
+    options.write_text("noise_rate: 0.5\nsteps: 2\n", encoding="utf-8")
+    run = tmp_path / "run"
+    status, shown, _ = prism("train", noisy_list, "--config", options, "--out", run, *QUICK)
+    assert status == 0
+    settings = json.loads((run / "run.json").read_text(encoding="utf-8"))["settings"]
+    assert (settings["noise_rate"], settings["steps"]) == (0.5, 4)  # the command line wins
+    assert f"Trained 4 steps: {run}" in shown
+    assert f"Next: prism evaluate {run} {noisy_list}" in shown
+    assert "Purity" in shown
+    assert load(run).config["embedding_dim"] == 4
+    assert prism("evaluate", run, image_folder)[0] == 0
+
+
+def test_json_and_default_folder(prism, noisy_list, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, shown, _ = prism("train", noisy_list, "--json", *QUICK)
+    assert status == 0
+    result = json.loads(shown)
+    assert result["out"] == str(Path("runs", "noisy"))
+    assert result["steps"] == 4
+    assert load(tmp_path / "runs" / "noisy")
+
+
+def test_the_seed_repeats_the_log(prism, noisy_list, tmp_path):
+    logs = []
+    for name, seed in [("a", 1), ("b", 1), ("c", 2)]:
+        assert prism("train", noisy_list, "--out", tmp_path / name, "--seed", seed, *QUICK)[0] == 0
+        logs.append((tmp_path / name / "metrics.jsonl").read_text(encoding="utf-8"))
+    assert logs[0] == logs[1] != logs[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--method", "magic"), "unknown method 'magic'"),
+        (("--noise-rate", "1"), "noise_rate must be auto or in [0, 1)"),
+        (("--resume",), "no checkpoint"),
+        (("--backbone", "resnet5O"), "resnet50"),
+    ],
+)
+def test_mistakes_are_one_line(prism, noisy_list, tmp_path, options, message):
+    status, _, error = prism("train", noisy_list, "--out", tmp_path / "run", *options)
+    assert status == 2
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(noisy_list, tmp_path):
+    """SIGTERM, as a queue sends it, once the first lines of the log are there."""
+    assert len(read_table(noisy_list)) == 28
+    run = tmp_path / "run"
+    code = (
+        "import os, signal, sys, threading, time, pathlib\n"
+        "log = pathlib.Path(sys.argv[1], 'metrics.jsonl')\n"
+        "def stop():\n"
+        "    while not log.exists() or not log.stat().st_size: time.sleep(0.02)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "threading.Thread(target=stop, daemon=True).start()\n"
+        "from prism_dml.cli.main import main\n"
+        "sys.exit(main(['train', sys.argv[2], '--out', sys.argv[1], *sys.argv[3:]]))"
+    )
+    options = [str(option) for option in (*QUICK, "--steps", 100_000)]
+    command = [sys.executable, "-c", code, str(run), str(noisy_list), *options]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 143
+    assert "--resume goes on from" in result.stderr
+    assert result.stderr.startswith("prism: SIGTERM: stopped after step ")
+    assert (run / "checkpoint.safetensors").is_file()

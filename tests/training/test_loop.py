@@ -1,0 +1,429 @@
+import json
+import math
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from prism_dml.methods.base import StepResult
+from prism_dml.methods.mcl import MCL, PrismMCL
+from prism_dml.methods.registry import METHODS, find_method
+from prism_dml.training import RunStopped, loop, train
+from prism_dml.training.checkpoint import FILE
+from prism_dml.training.measure import validate
+from prism_dml.training.stop import StopRequest
+
+
+def log_of(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def left_behind(out: Path) -> dict[str, bytes]:
+    """Every file of a run."""
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+
+
+def train_until(step: int, *arguments, number: int = signal.SIGTERM, resume: bool = False) -> RunStopped:
+    """Train, and get a signal in the given step of this session, as if a person had sent it."""
+    original, calls = loop.Tally.add, []
+
+    def add(self, *counted) -> None:
+        calls.append(0)
+        if len(calls) == step:
+            signal.raise_signal(number)
+        original(self, *counted)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Tally, "add", add)
+        with pytest.raises(RunStopped) as stopped:
+            train(*arguments, resume=resume)
+    return stopped.value
+
+
+@pytest.fixture
+def final_state(monkeypatch: pytest.MonkeyPatch):
+    """The state of method and optimiser at each checkpoint, the last one included: a finished run removes it."""
+    states = []
+    original = loop.save_checkpoint
+
+    def save(folder, modules, optimizer, notes):
+        original(folder, modules, optimizer, notes)
+        states.append(load_file(folder / FILE))
+
+    monkeypatch.setattr(loop, "save_checkpoint", save)
+    return states
+
+
+@pytest.mark.parametrize("method", ["prism-mcl", "prism-soft-triple"])
+def test_the_same_seed_gives_the_same_run(method: str, table, settings, tmp_path: Path) -> None:
+    config = settings(method=method, noise_rate="auto")
+    results = [train(table, config, tmp_path / name) for name in "ab"]
+    assert results[0] == results[1]
+    one, other = left_behind(tmp_path / "a"), left_behind(tmp_path / "b")
+    assert one == other
+    assert set(one) >= {"metrics.jsonl", "run.json", "samples.parquet"} and FILE not in one
+    train(table, settings(method=method, noise_rate="auto", seed=1), tmp_path / "c")
+    assert left_behind(tmp_path / "c")["metrics.jsonl"] != one["metrics.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "options, stops",
+    [
+        ({"noise_rate": "auto", "augment": "drawing"}, (1,)),
+        ({"method": "prism-mcl", "threshold": "smooth"}, (5, 3)),
+        ({"method": "prism-mcl", "similarity": "vmf", "threshold": "top-r", "optimizer": "adam"}, (13,)),
+        ({"method": "prism-soft-triple", "similarity": "proxy", "validation": 0.0}, (6,)),
+        ({"method": "mcl", "cache": "stream", "workers": 0}, (7,)),
+        ({"method": "oracle", "precision": "bf16-mixed"}, (4,)),
+    ],
+)
+def test_stopped_and_resumed_is_never_stopped(
+    options, stops, table, settings, final_state, tmp_path: Path
+) -> None:
+    config = settings(**options)
+    expected = train(table, config, tmp_path / "whole")
+    whole = final_state[-1]
+    for number, step in enumerate(stops):
+        train_until(step, table, config, tmp_path / "cut", resume=number > 0)
+        assert (tmp_path / "cut" / FILE).is_file() and not (tmp_path / "cut" / "run.json").exists()
+    assert train(table, config, tmp_path / "cut", resume=True) == expected
+    assert whole.keys() == final_state[-1].keys()
+    for key, value in whole.items():
+        torch.testing.assert_close(final_state[-1][key], value, rtol=0, atol=0, equal_nan=True, msg=key)
+    assert left_behind(tmp_path / "whole") == left_behind(tmp_path / "cut")
+
+
+def test_what_was_logged_after_the_checkpoint_is_logged_once(table, settings, monkeypatch, tmp_path: Path):
+    """A crash, unlike a stop, leaves a log that is ahead of the checkpoint."""
+    config = settings(checkpoint_every=4, log_every=1)
+    train(table, config, tmp_path / "whole")
+    original = PrismMCL.forward
+    calls = []
+
+    def crash(self, *batch):
+        calls.append(0)
+        if len(calls) == 7:
+            raise MemoryError("crash")
+        return original(self, *batch)
+
+    monkeypatch.setattr(PrismMCL, "forward", crash)
+    with pytest.raises(MemoryError):
+        train(table, config, tmp_path / "cut")
+    assert log_of(tmp_path / "cut")[-1]["step"] == 6
+    train(table, config, tmp_path / "cut", resume=True)
+    assert left_behind(tmp_path / "whole") == left_behind(tmp_path / "cut")
+
+
+def test_a_lost_log_is_not_filled_up_with_zeros(table, settings, tmp_path: Path) -> None:
+    train_until(5, table, settings(), tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    train(table, settings(), tmp_path / "run", resume=True)
+    assert log_of(tmp_path / "run")[-1]["step"] == 14
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_says_what_asked_and_where_to_go_on(number, table, settings, tmp_path) -> None:
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    stopped = train_until(3, table, settings(), tmp_path / "run", number=number)
+    assert f"{signal.Signals(number).name}: stopped after step 3; --resume" in str(stopped)
+    assert stopped.signal == number and isinstance(stopped, KeyboardInterrupt)
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_stop_in_the_last_step_finishes_the_run(table, settings, monkeypatch, tmp_path: Path) -> None:
+    original, calls = loop.Tally.add, []
+
+    def add(self, loss, kept, index) -> None:
+        calls.append(0)
+        if len(calls) == 14:
+            signal.raise_signal(signal.SIGTERM)
+        original(self, loss, kept, index)
+
+    monkeypatch.setattr(loop.Tally, "add", add)
+    assert train(table, settings(), tmp_path / "run")["steps"] == 14
+    assert not (tmp_path / "run" / FILE).exists()
+
+
+def test_a_signal_between_two_looks_at_it_leaves_a_checkpoint(table, settings, monkeypatch, tmp_path) -> None:
+    class Late(StopRequest):
+        looks = 0
+
+        @property
+        def signal(self):
+            self.looks += 1
+            return signal.SIGTERM if self.looks > 5 else None
+
+        @signal.setter
+        def signal(self, value):
+            pass
+
+        def __bool__(self):
+            return self.signal is not None
+
+    monkeypatch.setattr(loop, "StopRequest", Late)
+    with pytest.raises(RunStopped) as stopped:
+        train(table, settings(checkpoint_every=1000), tmp_path / "run")
+    assert (tmp_path / "run" / FILE).exists(), str(stopped.value)
+
+
+def test_a_second_ctrl_c_interrupts_at_once() -> None:
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop and stop.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_an_existing_run_is_not_overwritten(table, settings, tmp_path: Path) -> None:
+    train_until(3, table, settings(), tmp_path / "run")
+    before = left_behind(tmp_path / "run")
+    with pytest.raises(ValueError, match="already holds a run"):
+        train(table, settings(), tmp_path / "run")
+    assert left_behind(tmp_path / "run") == before
+    train(table, settings(), tmp_path / "run", resume=True)
+    with pytest.raises(ValueError, match="already holds a run"):
+        train(table, settings(), tmp_path / "run")
+    with pytest.raises(ValueError, match="no checkpoint"):
+        train(table, settings(), tmp_path / "run", resume=True)
+
+
+def test_resuming_nothing(table, settings, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no checkpoint"):
+        train(table, settings(), tmp_path / "run", resume=True)
+
+
+def test_resuming_with_other_settings_or_data(table, settings, tmp_path: Path) -> None:
+    train_until(3, table, settings(), tmp_path / "run")
+    before = left_behind(tmp_path / "run")
+    for change in ({"lr": 0.1}, {"steps": 20}, {"noise_rate": 0.5}, {"seed": 3}, {"embedding_dim": 9},
+                   {"method": "mcl"}, {"bank_size": 51}):  # fmt: skip
+        with pytest.raises(ValueError, match=r"other settings|another run"):
+            train(table, settings(**change), tmp_path / "run", resume=True)
+    wrong = table.labels.copy()
+    wrong[[0, 1]] = wrong[[9, 9]]
+    for data in (table.select(np.arange(len(table)) != 5), replace(table, labels=wrong)):
+        with pytest.raises(ValueError, match=r"other settings or data: data|another run"):
+            train(data, settings(), tmp_path / "run", resume=True)
+    assert left_behind(tmp_path / "run") == before, "a failed attempt must not harm the run"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "half of the header"])
+def test_a_damaged_checkpoint_is_one_clear_line(damage, table, settings, tmp_path: Path) -> None:
+    train_until(3, table, settings(), tmp_path / "run")
+    path = tmp_path / "run" / FILE
+    data = path.read_bytes()
+    path.write_bytes({"truncated": data[:-100], "empty": b"", "garbage": b"x" * 5000}.get(damage, data[:50]))
+    with pytest.raises(ValueError, match="damaged") as error:
+        train(table, settings(), tmp_path / "run", resume=True)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(
+    value, table, settings, monkeypatch, tmp_path: Path
+) -> None:
+    config = settings(checkpoint_every=3)
+    train(table, config, tmp_path / "whole")
+    original, calls = MCL.forward, []
+
+    def forward(self, *batch):
+        calls.append(0)
+        loss, kept = original(self, *batch)
+        return StepResult(loss * value if len(calls) == 8 else loss, kept)
+
+    monkeypatch.setattr(PrismMCL, "forward", forward)
+    with pytest.raises(ValueError, match="at step 8: a lower lr"):
+        train(table, config, tmp_path / "run")
+    monkeypatch.undo()
+    train(table, config, tmp_path / "run", resume=True)
+    assert left_behind(tmp_path / "whole") == left_behind(tmp_path / "run")
+
+
+def test_a_step_with_all_rejected_changes_nothing_and_is_logged(
+    table, settings, monkeypatch, final_state, tmp_path: Path
+) -> None:
+    original, calls = PrismMCL._trusted, []
+
+    def trusted(self, embeddings, labels, index):
+        calls.append(0)
+        kept = original(self, embeddings, labels, index)
+        return torch.zeros_like(kept) if len(calls) in (5, 6) else kept
+
+    monkeypatch.setattr(PrismMCL, "_trusted", trusted)
+    train(table, settings(log_every=1, checkpoint_every=1, weight_decay=0.1), tmp_path / "run")
+    names = {
+        key
+        for key in final_state[0]
+        if key.startswith(("optimizer/", "method/")) and "running" not in key and "num_batches" not in key
+        and "selector.rule" not in key and "selector.batches" not in key and "estimator" not in key
+    }  # fmt: skip
+    assert any("exp_avg" in name for name in names) and any("bank" in name for name in names)
+
+    def same(step: int) -> bool:
+        return all(torch.equal(final_state[step - 1][key], final_state[step - 2][key]) for key in names)
+
+    assert [same(step) for step in (4, 5, 6, 7)] == [False, True, True, False]
+    lines = {line["step"]: line for line in log_of(tmp_path / "run") if "rejected" in line}
+    assert lines[5]["rejected"] == 1 and "loss" not in lines[5] and lines[5]["clean_recall"] == 0
+    assert "purity" not in lines[5] and lines[7]["rejected"] < 1 and lines[14]["loss"] > 0
+
+
+def test_validation_and_test_classes_are_never_learned_from(table, settings, monkeypatch, tmp_path) -> None:
+    """Images of the test split raise when they are read (see the table)."""
+    learned, sources = set(), []
+    original, opened = PrismMCL.forward, loop.open_sources
+
+    def forward(self, images, labels, index):
+        learned.update(index.tolist())
+        return original(self, images, labels, index)
+
+    def open_sources(*arguments):
+        sources.append(opened(*arguments))
+        return sources[0]
+
+    monkeypatch.setattr(PrismMCL, "forward", forward)
+    monkeypatch.setattr(loop, "open_sources", open_sources)
+    train(table, settings(), tmp_path / "run")
+    (part,) = sources
+    training, validation = part.train.table, part.validation.table
+    assert learned == set(range(len(training))), "every sample of an epoch"
+    assert not set(training.classes) & set(validation.classes)
+    assert not set(training.paths) & set(validation.paths)
+    assert set(training.paths) | set(validation.paths) == set(table.split("train").paths)
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["classes"] == training.classes and "of the test" not in run["classes"]
+
+
+def test_the_best_checkpoint_on_validation_is_the_model(table, settings, monkeypatch, tmp_path: Path) -> None:
+    scores, weights = iter([0.2, 0.9, 0.5]), []
+
+    def scripted(embedder, images) -> float:
+        assert 0 <= validate(embedder, images) <= 1
+        weights.append({key: value.clone() for key, value in embedder.state_dict().items()})
+        return next(scores)
+
+    monkeypatch.setattr(loop, "validate", scripted)
+    result = train(table, settings(), tmp_path / "run")
+    assert result["validation_precision_at_1"] == 0.9
+    lines = [line for line in log_of(tmp_path / "run") if "validation_precision_at_1" in line]
+    assert [line["step"] for line in lines] == [5, 10, 14]
+    saved = load_file(next((tmp_path / "run" / "model").glob("*.safetensors")))
+    assert all(torch.equal(saved[key], weights[1][key]) for key in saved)
+    assert any(not torch.equal(saved[key], weights[2][key]) for key in saved)
+
+
+def test_without_validation_the_last_is_the_model(table, settings, final_state, tmp_path: Path) -> None:
+    result = train(table, settings(validation=0.0), tmp_path / "run")
+    assert "validation_precision_at_1" not in result
+    saved = load_file(next((tmp_path / "run" / "model").glob("*.safetensors")))
+    for key, value in saved.items():
+        assert torch.equal(value, final_state[-1][f"method/embedder.{key}"])
+
+
+def test_the_oracle_learns_from_the_clean_samples_only(table, settings, monkeypatch, tmp_path: Path) -> None:
+    sources, opened = [], loop.open_sources
+
+    def open_sources(*arguments):
+        sources.append(opened(*arguments))
+        return sources[0]
+
+    monkeypatch.setattr(loop, "open_sources", open_sources)
+    train(table, settings(method="oracle"), tmp_path / "run")
+    given = dict(zip(table.paths, table.is_noisy, strict=True))
+    assert not any(given[path] for path in sources[0].train.table.paths)
+    assert any(given[path] for path in sources[0].validation.table.paths), (
+        "validation never asks for the truth"
+    )
+
+
+def test_the_oracle_needs_the_truth(unlabelled, settings, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="true labels"):
+        train(unlabelled, settings(method="oracle"), tmp_path / "run")
+
+
+def test_without_the_truth_nothing_is_said_of_it(unlabelled, settings, tmp_path: Path) -> None:
+    result = train(unlabelled, settings(), tmp_path / "run")
+    assert "judgement" not in result and result["last_decisions"] == {}
+    assert not any("purity" in line or "clean_recall" in line for line in log_of(tmp_path / "run"))
+    assert "clean_label" not in pd.read_parquet(tmp_path / "run" / "samples.parquet")
+
+
+def test_samples_are_the_training_samples_in_order(table, settings, tmp_path: Path) -> None:
+    result = train(table, settings(validation=0.0), tmp_path / "run")
+    samples, part = pd.read_parquet(tmp_path / "run" / "samples.parquet"), table.split("train")
+    assert samples["path"].tolist() == part.paths
+    assert samples["label"].tolist() == [part.classes[k] for k in part.labels]
+    assert samples["clean_label"].tolist() == [part.classes[k] for k in part.clean_labels]
+    assert samples["clean_probability"].between(0, 1).all()
+    assert set(samples["suggested_label"]) <= set(part.classes)
+    kept, clean = samples["keep"].to_numpy(), ~part.is_noisy
+    assert result["judgement"]["purity"] == pytest.approx((kept & clean).sum() / kept.sum())
+    assert result["judgement"]["clean_recall"] == pytest.approx((kept & clean).sum() / clean.sum())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs(method: str, table, settings, tmp_path: Path) -> None:
+    result = train(table, settings(method=method, steps=4), tmp_path / "run")
+    assert ("noise_rate_estimate" in result) == METHODS[method].selects
+    assert (tmp_path / "run" / "samples.parquet").exists() == METHODS[method].selects
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_every_optimizer_and_precision(optimizer, precision, table, settings, tmp_path: Path) -> None:
+    train(table, settings(optimizer=optimizer, precision=precision, steps=4), tmp_path / "run")
+    saved = load_file(next((tmp_path / "run" / "model").glob("*.safetensors")))
+    assert all(v.dtype == torch.float32 for v in saved.values() if v.is_floating_point())
+
+
+def test_streamed_and_cached_runs_are_the_same_where_nothing_is_random(
+    table, settings, tmp_path: Path
+) -> None:
+    for cache in ("memory", "stream"):
+        train(table, settings(cache=cache, augment="none"), tmp_path / cache)
+    assert log_of(tmp_path / "memory") == log_of(tmp_path / "stream")
+    samples = [pd.read_parquet(tmp_path / cache / "samples.parquet") for cache in ("memory", "stream")]
+    pd.testing.assert_frame_equal(*samples)
+
+
+def test_several_devices_are_refused(table, settings, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="devices must be 1"):
+        train(table, settings(devices=2), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_proxies_have_a_learning_rate_of_their_own(optimizer: str, table, settings) -> None:
+    from prism_dml.methods.base import TrainingSet
+    from prism_dml.models import Embedder
+
+    config = settings(method="soft-triple", optimizer=optimizer, lr=1e-3, proxy_lr=0.5, weight_decay=0.1)
+    method = find_method("soft-triple")(Embedder("small", 8, image_size=16), TrainingSet(96, 12), config)
+    made = loop.make_optimizer(method, config)
+    network, proxies = made.param_groups
+    assert [id(p) for p in proxies["params"]] == [id(p) for p in method.proxies()]
+    assert {id(p) for p in network["params"]} == {id(p) for p in method.embedder.parameters()}
+    assert type(made) is {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]
+    loop.set_learning_rate(made, config, 2)
+    assert proxies["lr"] == pytest.approx(500 * network["lr"])
+    assert (network["weight_decay"], proxies["weight_decay"]) == (0.1, 0.0)
+
+
+def test_the_learning_rate_warms_up_and_falls_as_a_cosine(settings) -> None:
+    config = settings(lr=0.5, steps=100, lr_warmup=10)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    optimizer.param_groups[0]["peak"] = config.lr
+    rates = []
+    for step in range(100):
+        loop.set_learning_rate(optimizer, config, step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    for step, rate in enumerate(rates):
+        cosine = 0.25 * (1 + math.cos(math.pi * step / 100))
+        assert rate == pytest.approx(cosine * min(1, (step + 1) / 10))
+    loop.set_learning_rate(optimizer, settings(lr=0.5, lr_warmup=0), 0)
+    assert optimizer.param_groups[0]["lr"] == 0.5

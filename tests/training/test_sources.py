@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prism_dml.data import ImageTable
+from prism_dml.data.table import BytesImages
+from prism_dml.training.sources import cut_validation
+
+
+def table_of(sizes: list[int]) -> ImageTable:
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))
+    names = [f"{i}" for i in range(len(labels))]
+    classes = [f"class {k:03}" for k in range(len(sizes))]
+    return ImageTable(BytesImages([b""] * len(labels)), names, labels, classes, labels.copy())
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.integers(0, 5), min_size=2, max_size=30).filter(lambda sizes: np.count_nonzero(sizes) >= 2),
+    st.sampled_from([0.0, 0.01, 0.1, 0.25, 0.5, 0.9, 0.99]),
+    st.integers(0, 5),
+)
+def test_whole_classes_are_set_aside(sizes: list[int], share: float, seed: int) -> None:
+    table = table_of(sizes)
+    train, validation = cut_validation(table, share, seed)
+    present = np.count_nonzero(sizes)
+    number = min(max(1, round(share * present)), present - 2) if share else 0
+    assert (train.class_counts > 0).all(), "labels are compact"
+    if validation is None:
+        assert sorted(train.paths) == sorted(table.paths) and train.num_classes == present
+    else:
+        assert share > 0 and validation.num_classes == number
+        assert (validation.class_counts > 0).all() and validation.class_counts.max() >= 2
+        assert not set(train.classes) & set(validation.classes)
+        assert sorted([*train.paths, *validation.paths]) == sorted(table.paths)
+        assert train.num_classes == present - number >= 2
+    for part in filter(None, (train, validation)):
+        names = dict(zip(table.paths, (table.classes[k] for k in table.labels), strict=True))
+        assert [part.classes[k] for k in part.labels] == [names[path] for path in part.paths]
+    again = cut_validation(table, share, seed)
+    assert again[0].paths == train.paths
+    if share == 0 or present == 2:
+        assert validation is None
+    elif min(size for size in sizes if size) >= 2:
+        assert validation is not None
+
+
+def test_the_choice_depends_on_the_seed() -> None:
+    chosen = {tuple(cut_validation(table_of([3] * 20), 0.1, seed)[1].classes) for seed in range(10)}
+    assert len(chosen) > 5
+
+
+def test_one_class_is_too_few() -> None:
+    with pytest.raises(ValueError, match="2 classes or more"):
+        cut_validation(table_of([5]), 0.1, 0)
