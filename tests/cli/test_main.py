@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 
 import pytest
@@ -72,14 +71,16 @@ def test_every_command_has_help_with_its_summary(name, capsys):
 
 
 def test_help_through_the_shell_is_quick_and_imports_nothing_heavy():
-    start = time.perf_counter()
-    result = run_prism("--help")
-    # The promise is half a second; a busy machine gets some slack. torch alone takes longer.
-    assert time.perf_counter() - start < 1.5
-    assert result.returncode == 0
-    code = "import sys; from prism_dml.cli.main import main; main(['--help']); print('torch' in sys.modules)"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert shown.endswith("False\n")
+    assert run_prism("--help").returncode == 0
+    code = (
+        "import sys, time; from prism_dml.cli.main import main; main(['--help'])\n"
+        "print(time.process_time(), 'torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, torch_imported = result.stdout.splitlines()[-1].split()
+    # The processor's time, start of Python included: the clock on the wall would measure the other tests too.
+    assert float(seconds) < 0.5
+    assert torch_imported == "False"
 
 
 def test_unknown_command_suggests_and_is_one_line():

@@ -114,7 +114,7 @@ def test_crops_lie_in_the_image_with_the_stated_areas_and_half_are_flipped() -> 
         height + theta[:, 1, 2].abs() <= 1 + 1e-6
     ).all()
     area = width * height
-    assert 0.3 - 1e-6 <= area.min() < 0.31 and 0.95 < area.max() <= 1
+    assert 0.6 - 1e-6 <= area.min() < 0.61 and 0.95 < area.max() <= 1
     aspect = width / height
     assert 0.75 - 1e-6 <= aspect.min() < 0.77 and 1.31 < aspect.max() <= 4 / 3 + 1e-6
     assert abs((theta[:, 0, 0] < 0).float().mean() - 0.5) < 0.05

@@ -21,7 +21,7 @@ class Augment:
 
     "drawing": rotation by at most 12 degrees, scale 0.8 to 1.2, shear up to 0.15, shift by at most 10 %; the
     border is repeated outwards; no flip, since a mirrored letter is another letter. "photo": a random crop of
-    30 to 100 % of the area, sides 3:4 to 4:3, resized back, flipped with probability 1/2, brightness,
+    60 to 100 % of the area, sides 3:4 to 4:3, resized back, flipped with probability 1/2, brightness,
     contrast and saturation scaled by 0.7 to 1.3. "none": only normalised, (x / 255 - mean) / std, which needs
     no generator.
 
@@ -106,7 +106,7 @@ def _drawing_affine(batch: int, generator: torch.Generator) -> Tensor:
 def _crop_affine(batch: int, generator: torch.Generator) -> Tensor:
     """(B, 2, 3) maps from output to input coordinates, both in [-1, 1]: crops, half of them flipped."""
     u = _uniform(batch, 5, generator)  # (B, 5)
-    area = 0.3 + 0.7 * u[:, 0]
+    area = 0.6 + 0.4 * u[:, 0]
     aspect = torch.exp((2 * u[:, 1] - 1) * math.log(4 / 3))
     width = (area * aspect).sqrt().clamp(max=1.0)
     height = (area / aspect).sqrt().clamp(max=1.0)
