@@ -141,14 +141,14 @@ def test_the_bank_is_as_large_as_the_training_set() -> None:
     assert build("prism-mcl", bank_size=7).bank.size == 7
 
 
-def test_mcl_is_learned_from_the_bank_before_the_batch_enters_it() -> None:
+def test_mcl_is_learned_from_the_bank_before_the_batch_enters_it_and_never_from_a_samples_own_past() -> None:
     method = build("mcl", margin=0.2, bank_weight=0.7)
     step(method, draw(0))
-    images = draw(1)
-    expected = MemoryContrastiveLoss(0.2, 0.7)(
-        method.embedder(images), LABELS, method.bank.embeddings.clone(), method.bank.labels.clone()
-    )
-    assert method(images, LABELS, INDEX).loss == expected
+    images, bank = draw(1), method.bank
+    criterion = MemoryContrastiveLoss(0.2, 0.7)
+    expected = criterion(method.embedder(images), LABELS, bank.embeddings, bank.labels, INDEX, bank.index)
+    with_own_past = criterion(method.embedder(images), LABELS, bank.embeddings, bank.labels)
+    assert method(images, LABELS, INDEX).loss == expected != with_own_past
 
 
 def test_prism_learns_from_the_memory_that_judges() -> None:
