@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from prism_dml.benchmark import DemoStopped, demo, run_demo, summarise
-from prism_dml.data import letters_table, read_table
+from prism_dml.data import letters_table, open_images, read_table
 from prism_dml.models import load
 from prism_dml.training.log import Log
 
@@ -91,7 +91,7 @@ def test_gap_closed():
 def test_raw_pixels_are_those_that_the_models_see(finished):
     result = finished[1]
     test = demo._noisy_table("letters", 0, 0.5).split("test")
-    pixels = demo._pixels(test, LETTERS)
+    pixels = demo._pixels(open_images(test, 12, demo.LOOK))
     assert pixels.shape == (len(test), 12 * 12)
     assert 0 <= pixels.min() < 0.5 < pixels.max() <= 1
     unit = pixels / pixels.norm(dim=1, keepdim=True)

@@ -46,6 +46,8 @@ LEARNS_FROM = {
     "prism-mcl": "judges each label as it learns, and leaves out those that look wrong",
     "oracle": "is told which labels are right, and learns from those alone",
 }
+LOOK = Augment("none")
+"""What the small network sees of an image when it is not trained on it."""
 LETTER_PIXELS = 56
 """Letters are drawn larger than they are learned from, for the pictures."""
 SUSPECTS = 10
@@ -142,8 +144,10 @@ def _make(
         runs[method] = _run(table, replace(recipe, method=method), out / method)
 
     announce("comparing on the unseen characters")
-    embeddings = {"raw-pixels": _pixels(test, recipe)}
-    embeddings |= {method: _embed(out / method, test) for method in MODELS}
+    assert recipe.image_size is not None
+    images = open_images(test, recipe.image_size, LOOK)
+    embeddings = {"raw-pixels": _pixels(images)}
+    embeddings |= {method: embed_all(load(out / method), images) for method in MODELS}
     samples = _judged_samples(out)
     judgement = runs["prism-mcl"]["judgement"]
     models = {name: _measure(vectors, test.labels, recipe.seed) for name, vectors in embeddings.items()}
@@ -235,21 +239,10 @@ def _run(table: ImageTable, config: TrainConfig, out: Path) -> dict[str, Any]:
     return train(table, config, out, resume=(out / CHECKPOINT).is_file())
 
 
-def _open(table: ImageTable, size: int) -> ImageBatches:
-    return open_images(table, size, Augment("none"))
-
-
-def _embed(run: Path, table: ImageTable) -> Tensor:
-    """(N, D) embeddings of a run's model."""
-    model = load(run)
-    return embed_all(model, _open(table, model.transform.image_size))
-
-
-def _pixels(table: ImageTable, recipe: TrainConfig) -> Tensor:
+def _pixels(images: ImageBatches) -> Tensor:
     """(N, S x S) pixels in [0, 1] as the models see them, which retrieval brings to unit length."""
-    assert recipe.image_size is not None
-    batches = open_images(table, recipe.image_size, Augment("none", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
-    return torch.cat([batch.images[:, 0].flatten(1) for batch in batches.evaluate()])
+    batches = (batch.images[:, 0] * LOOK.std[0] + LOOK.mean[0] for batch in images.evaluate())
+    return torch.cat([pixels.flatten(1) for pixels in batches])
 
 
 def _measure(vectors: Tensor, labels: np.ndarray, seed: int) -> dict[str, Any]:

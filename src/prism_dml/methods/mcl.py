@@ -37,7 +37,9 @@ class MCL(Method):
         embeddings = self.embedder(images)  # (B, D)
         kept = self._trusted(embeddings.detach(), labels, index)
         embeddings, labels, index = embeddings[kept], labels[kept], index[kept]
-        loss = self.criterion(embeddings, labels, self.bank.embeddings, self.bank.labels, index, self.bank.index)
+        loss = self.criterion(
+            embeddings, labels, self.bank.embeddings, self.bank.labels, index, self.bank.index
+        )
         self._learned = (embeddings.detach(), labels, index)
         return StepResult(loss, kept)
 

@@ -82,14 +82,8 @@ def train(
         seed=config.seed,
     )
     with RunProgress("decoding", len(table)) as show:
-        sources = open_sources(
-            table,
-            config,
-            embedder.transform,
-            method_class.clean_only,
-            fabric.device,
-            lambda done, _: show.reach(done),
-        )
+        clean_only = method_class.clean_only
+        sources = open_sources(table, config, embedder.transform, clean_only, fabric.device, show.reach)
     samples = sources.train.table
     method = method_class(embedder, TrainingSet(len(samples), samples.num_classes), config)
     optimizer = make_optimizer(method, config)

@@ -15,6 +15,7 @@ class RunProgress:
 
     def __init__(self, title: str, steps: int, done: int = 0) -> None:
         console = Console(stderr=True)
+        console.quiet = not console.is_terminal  # `disable` alone leaves an empty line in rich 13
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -38,9 +39,9 @@ class RunProgress:
         rate = f"{(after - before) / (now - then):,.0f} images/s" if now > then else ""
         self._bar.update(self._task, advance=1, rate=rate)
 
-    def reach(self, done: int) -> None:
-        """So much is done."""
-        self._bar.update(self._task, completed=done)
+    def reach(self, done: int, total: int) -> None:
+        """So much is done of so much."""
+        self._bar.update(self._task, completed=done, total=total)
 
     def record(self, record: dict[str, float | None]) -> None:
         """Show a record of the log."""
