@@ -6,8 +6,9 @@ from torch import Tensor
 from prism_dml.losses.contrastive import MemoryContrastiveLoss
 from prism_dml.methods.base import Method, StepResult, TrainingSet
 from prism_dml.methods.config import MethodConfig
+from prism_dml.methods.selector import make_selector
 from prism_dml.models.embedder import Embedder
-from prism_dml.selection import PRISM, MemoryBank, Selection
+from prism_dml.selection import MemoryBank, Selection
 
 
 class MCL(Method):
@@ -63,16 +64,7 @@ class PrismMCL(MCL):
     def _remember(self, data: TrainingSet, config: MethodConfig) -> None:
         if config.similarity == "proxy":
             raise ValueError(f'similarity "proxy" needs a loss with proxies, which "{self.name}" has not')
-        self.selector = PRISM(
-            data.num_classes,
-            self.embedding_dim,
-            noise_rate=config.noise_rate,
-            similarity=config.similarity,
-            bank_size=config.bank_size or data.num_samples,
-            window=config.window,
-            threshold=config.threshold,
-            warmup=config.selection_warmup,
-        )
+        self.selector = make_selector(data, self.embedding_dim, config)
         self.bank = self.selector.bank
 
     def _trusted(self, embeddings: Tensor, labels: Tensor, index: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 from prism_dml.losses.soft_triple import SoftTripleLoss
 from prism_dml.methods.base import Method, StepResult, TrainingSet
 from prism_dml.methods.config import MethodConfig
+from prism_dml.methods.selector import make_selector
 from prism_dml.models.embedder import Embedder
-from prism_dml.selection import PRISM, Selection
+from prism_dml.selection import Selection
 
 
 class SoftTriple(Method):
@@ -45,16 +46,7 @@ class PrismSoftTriple(SoftTriple):
 
     def __init__(self, embedder: Embedder, data: TrainingSet, config: MethodConfig) -> None:
         super().__init__(embedder, data, config)
-        self.selector = PRISM(
-            data.num_classes,
-            self.embedding_dim,
-            noise_rate=config.noise_rate,
-            similarity=config.similarity,
-            bank_size=config.bank_size or data.num_samples,
-            window=config.window,
-            threshold=config.threshold,
-            warmup=config.selection_warmup,
-        )
+        self.selector = make_selector(data, self.embedding_dim, config)
         self._learned: tuple[Tensor, Tensor, Tensor] | None = None
 
     def forward(self, images: Tensor, labels: Tensor, index: Tensor) -> StepResult:
