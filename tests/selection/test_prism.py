@@ -332,3 +332,24 @@ def test_bad_shapes(call: str) -> None:
         with pytest.raises(ValueError, match="class_similarities"):
             getattr(proxy, call)(vectors, labels, None, similarities)
     assert prism.batches == 0 and len(prism.bank) == 0
+
+
+@pytest.mark.parametrize("label", [-1, 5])
+def test_labels_outside_the_classes_are_refused_and_change_nothing(label: int) -> None:
+    prism = PRISM(5, 8, bank_size=4)
+    embeddings, labels = torch.nn.functional.normalize(torch.randn(4, 8)), torch.arange(4)
+    prism.enqueue(embeddings, labels)
+    before = {name: value.clone() for name, value in prism.state_dict().items()}
+    labels = torch.tensor([0, 1, label, 2])
+    with pytest.raises(ValueError, match=r"labels must be in \[0, 5\)"):
+        prism(embeddings, labels)
+    with pytest.raises(ValueError, match=r"labels must be in \[0, 5\)"):
+        prism.enqueue(embeddings, labels)
+    torch.testing.assert_close(dict(prism.state_dict()), before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_labels_of_any_integer_type() -> None:
+    prism = PRISM(5, 8)
+    embeddings, labels = torch.nn.functional.normalize(torch.randn(4, 8)), torch.arange(4, dtype=torch.uint8)
+    prism.enqueue(embeddings, labels)
+    assert torch.equal(prism(embeddings, labels).keep, prism(embeddings, labels.long()).keep)

@@ -65,7 +65,7 @@ class MemoryBank(nn.Module):
             index: (B,) non-negative sample numbers, or None if samples are not known.
 
         Raises:
-            ValueError: if shapes do not fit the bank.
+            ValueError: if shapes or labels do not fit the bank.
         """
         batch = len(embeddings)
         if embeddings.shape != (batch, self.embedding_dim) or labels.shape != (batch,):
@@ -75,6 +75,7 @@ class MemoryBank(nn.Module):
             )
         if index is not None and index.shape != (batch,):
             raise ValueError(f"expected index ({batch},), not {tuple(index.shape)}")
+        check_labels(labels, self.num_classes)
         if batch == 0:
             return
         stored = min(batch, self.size)  # of a batch larger than the bank, only its last entries survive
@@ -139,3 +140,12 @@ class MemoryBank(nn.Module):
             counts += own
             entry = torch.where(alive, self.previous[slot], -1)
         return sums, counts
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """ValueError if a label is outside [0, num_classes).
+
+    Only on the CPU: elsewhere the check would wait for the device, whose own indexing reports such a label.
+    """
+    if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise ValueError(f"labels must be in [0, {num_classes}), not {labels.min()} to {labels.max()}")

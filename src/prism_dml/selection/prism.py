@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from prism_dml.selection.bank import MemoryBank
+from prism_dml.selection.bank import MemoryBank, check_labels
 from prism_dml.selection.evidence import Evidence, Similarity, compare, weigh
 from prism_dml.selection.noise_rate import NoiseRateEstimator, mean_rate
 from prism_dml.selection.threshold import SmoothTopR, TopR
@@ -171,6 +171,7 @@ class PRISM(nn.Module):
                 f"expected embeddings (B, {dim}) and labels (B,), "
                 f"not {tuple(embeddings.shape)} and {tuple(labels.shape)}"
             )
+        check_labels(labels, classes)
         if index is not None and index.shape != (batch,):
             raise ValueError(f"expected index ({batch},), not {tuple(index.shape)}")
         if (class_similarities is not None) != (self.similarity == "proxy"):
@@ -179,6 +180,7 @@ class PRISM(nn.Module):
             raise ValueError(
                 f"expected class_similarities (B, {classes}), not {tuple(class_similarities.shape)}"
             )
+        labels = labels.long()
         with torch.autocast(embeddings.device.type, enabled=False):
             if class_similarities is not None:
                 scores, present = (
