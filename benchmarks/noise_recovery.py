@@ -32,7 +32,7 @@ from prism_dml.training.measure import embed_all
 
 COMMON = TrainConfig(validation=0, precision="bf16-mixed", lr=1e-3, embedding_dim=128, workers=0)
 RECIPES = {
-    "omniglot": replace(COMMON, image_size=32, augment="drawing", steps=3000),
+    "omniglot": replace(COMMON, image_size=32, augment="drawing", steps=3000, lr=3e-3),
     "grocery": replace(COMMON, image_size=48, augment="photo", steps=2000),
 }
 # row: (method, noise rate that the method is told; None: the true one)
