@@ -1,4 +1,4 @@
-"""What a person sees of a run: one line that is kept up to date on the terminal."""
+"""What a person sees of a run: two lines that are kept up to date on the terminal."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import time
 from collections import deque
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 
 class RunProgress:
@@ -15,7 +17,6 @@ class RunProgress:
 
     def __init__(self, title: str, steps: int, done: int = 0) -> None:
         console = Console(stderr=True)
-        console.quiet = not console.is_terminal  # `disable` alone leaves an empty line in rich 13
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -23,13 +24,14 @@ class RunProgress:
             TextColumn("{task.fields[rate]}"),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[facts]}"),
             console=console,
-            disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task(title, total=steps, completed=done, rate="", facts="")
+        self._task = self._bar.add_task(title, total=steps, completed=done, rate="")
+        self._facts = Text()
+        self._live = Live(Group(self._bar, self._facts), console=console) if console.is_terminal else None
         self._recent: deque[tuple[float, int]] = deque(maxlen=30)
         self._images = 0
+        self._known: dict[str, float] = {}
 
     def step(self, images: int) -> None:
         """One more step, of so many images."""
@@ -44,20 +46,21 @@ class RunProgress:
         self._bar.update(self._task, completed=done, total=total)
 
     def record(self, record: dict[str, float | None]) -> None:
-        """Show a record of the log."""
-        facts = [
-            f"{label} {record[key]:{form}}" for key, label, form in _SHOWN if record.get(key) is not None
-        ]
-        self._bar.update(self._task, facts="  ".join(facts))
+        """Show a record of the log; what it does not mention stays."""
+        self._known |= {key: value for key, value in record.items() if value is not None}
+        facts = [f"{label} {self._known[key]:{form}}" for key, label, form in _SHOWN if key in self._known]
+        self._facts.plain = "  ".join(facts)
 
     def __enter__(self) -> RunProgress:
-        self._bar.start()
+        if self._live:
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if self._live:
+            self._live.stop()
 
 
 _SHOWN = (
