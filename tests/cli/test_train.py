@@ -88,3 +88,10 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(noisy_list, tmp_path
     assert "--resume goes on from" in result.stderr
     assert result.stderr.startswith("prism: SIGTERM: stopped after step ")
     assert (run / "checkpoint.safetensors").is_file()
+
+
+def test_help_calls_nothing_required_that_is_not(prism, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        prism("train", "--help")
+    text = capsys.readouterr().out
+    assert "--config FILE" in text and "required" not in text

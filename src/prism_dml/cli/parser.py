@@ -32,12 +32,13 @@ def parse(function: Callable[..., object], program: str, arguments: Sequence[str
         ValueError: An argument is unknown, missing or of the wrong type, or a dataclass refused its values.
     """
     parameters = inspect.signature(function).parameters
-    required = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
     types_of = get_type_hints(function)
     types_of.pop("return", None)
     configs: dict[str, Any] = {
         name: kind for name, kind in types_of.items() if dataclasses.is_dataclass(kind)
     }
+    options = {name: parameter for name, parameter in parameters.items() if name not in configs}
+    required = {name for name, option in options.items() if option.default is option.empty}
     parser = _Parser(
         prog=program,
         description=(inspect.getdoc(function) or "").split("\n\nArgs:")[0],
@@ -57,7 +58,7 @@ def parse(function: Callable[..., object], program: str, arguments: Sequence[str
         values = parser.parse_args(list(arguments))
     except argparse.ArgumentError as error:
         raise ValueError(parser.explain(error.message)) from error
-    keywords = {name: values[name] for name in parameters if name not in configs}
+    keywords = {name: values[name] for name in options}
     for name, kind in configs.items():
         fields = [field.name for field in dataclasses.fields(kind) if field.init]
         keywords[name] = kind(**{field: values[field] for field in fields})
