@@ -58,7 +58,7 @@ def test_random_labels_are_estimated_without_bias_for_any_number_of_classes() ->
         scores[torch.arange(count), (labels + 1) % classes] = (
             2.0  # the top rank is another class's: all wrong
         )
-        evidence = weigh(scores, torch.ones(count, classes, dtype=torch.bool), labels)
+        evidence = weigh(scores, torch.ones(classes, dtype=torch.bool), labels)
         assert evidence.implausible.mean().item() == pytest.approx(1, abs=0.05)
 
 

@@ -85,7 +85,7 @@ def test_leave_one_out_against_loops(kind) -> None:
             own = int(index[i]) if k == labels[i] else -1
             cosines = [float(queries[i].double() @ v) for v in members(bank, k, own)]
             removed += len(members(bank, k)) - len(cosines)
-            assert present[i, k] == bool(cosines)
+            assert (present[k] & (scores[i, k] > -math.inf)) == bool(cosines)
             if cosines:
                 assert scores[i, k].item() == pytest.approx(sum(cosines) / len(cosines), abs=1e-6)
     assert removed > 20
@@ -146,7 +146,7 @@ def test_vmf_against_loops(leave_out: bool) -> None:
         for k in range(C):
             own = int(index[i]) if leave_out and k == labels[i] else -1
             group = members(bank, k, own)
-            assert present[i, k] == bool(group)
+            assert (present[k] & (scores[i, k] > -math.inf)) == bool(group)
             if group:
                 # D = 16 is below the 32 from which the expansion is exact to 1e-7.
                 assert scores[i, k].item() == pytest.approx(

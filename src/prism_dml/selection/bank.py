@@ -87,13 +87,10 @@ class MemoryBank(nn.Module):
 
         evicted = self.labels[slots]
         occupied = evicted >= 0
-        evicted = evicted.clamp(min=0)
-        self.class_sums.index_add_(
-            0, evicted, (self.embeddings[slots] * occupied[:, None]).double(), alpha=-1
-        )
-        self.class_counts.index_add_(0, evicted, occupied.long(), alpha=-1)
-        self.class_sums.index_add_(0, labels, embeddings.double())
-        self.class_counts.index_add_(0, labels, torch.ones_like(labels))
+        touched = torch.cat([evicted.clamp(min=0), labels])
+        gone = self.embeddings[slots] * occupied[:, None]
+        self.class_sums.index_add_(0, touched, torch.cat([-gone, embeddings]).double())
+        self.class_counts.index_add_(0, touched, torch.cat([-occupied.long(), torch.ones_like(labels)]))
 
         self._link(entries, slots, index)
         self.embeddings[slots] = embeddings
@@ -101,10 +98,10 @@ class MemoryBank(nn.Module):
         self.index[slots] = index
         self.total += batch
 
-        touched = torch.cat([evicted, labels])
-        counts = self.class_counts[touched]
-        self.class_sums[touched] *= (counts > 0).double()[:, None]  # an emptied class is exactly zero
-        self.centres[touched] = (self.class_sums[touched] / counts.clamp(min=1)[:, None]).float()
+        counts = self.class_counts[touched, None]
+        sums = self.class_sums[touched] * (counts > 0)  # an emptied class is exactly zero
+        self.class_sums[touched] = sums
+        self.centres[touched] = (sums / counts.clamp(min=1)).float()
 
     def _link(self, entries: Tensor, slots: Tensor, index: Tensor) -> None:
         """Put new entries at the head of their samples' chains, in order, duplicates in a batch included."""
@@ -129,17 +126,17 @@ class MemoryBank(nn.Module):
             (B, D) float64 sums and (B,) counts. O(B.D) time for each entry that a sample has in the bank.
         """
         index = index.to(self.index)
-        sums = self.class_sums.new_zeros(len(index), self.embedding_dim)
-        counts = torch.zeros_like(index)
-        entry = torch.where(index >= 0, self.latest[index.clamp(min=0) % self.size], -1)
         oldest = (self.total - self.size).clamp(min=0)
-        while bool((alive := entry >= oldest).any()):
-            slot = entry.clamp(min=0) % self.size
-            own = alive & (self.index[slot] == index) & (self.labels[slot] == labels)
-            sums += self.embeddings[slot] * own[:, None]
-            counts += own
-            entry = torch.where(alive, self.previous[slot], -1)
-        return sums, counts
+        entry = self.latest[index % self.size].where(index >= 0, -1)
+        chain = [entry % self.size]  # the link that leads out of the memory is of another sample, or older
+        alive = [entry >= oldest]
+        while bool(alive[-1].any()):
+            entry = self.previous[chain[-1]].where(alive[-1], -1)
+            chain.append(entry % self.size)
+            alive.append(entry >= oldest)
+        slots = torch.stack(chain[:-1] or chain)  # (L, B), L entries in the longest chain
+        own = torch.stack(alive[:-1] or alive) & (self.index[slots] == index) & (self.labels[slots] == labels)
+        return (self.embeddings[slots] * own[:, :, None]).sum(dim=0, dtype=torch.float64), own.sum(dim=0)
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:

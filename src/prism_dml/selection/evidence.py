@@ -40,23 +40,23 @@ def weigh(scores: Tensor, present: Tensor, labels: Tensor) -> Evidence:
     """Evidence for labels from similarities.
 
     Args:
-        scores: (B, C) similarity T(x, k) of samples to classes.
-        present: (B, C) whether class k can be compared with.
+        scores: (B, C) similarity T(x, k) of samples to classes; -inf where there is nothing to compare with.
+        present: (C,) whether any sample can be compared with class k.
         labels: (B,) given labels.
 
     Source: PRISM (Liu et al., CVPR 2021), eq. 1, over the classes present.
     """
     column = labels[:, None]
     scores = scores.masked_fill(~present, -math.inf)
-    known = present.gather(1, column).squeeze(1)
     given = scores.gather(1, column).squeeze(1)
+    known = given > -math.inf
     best_other = scores.scatter(1, column, -math.inf).amax(dim=1)
-    comparable = known & best_other.isfinite()
+    probability = scores.log_softmax(dim=1).gather(1, column).squeeze(1).exp()
     return Evidence(
-        probability=torch.where(known, torch.exp(given - scores.logsumexp(dim=1)), 1.0),
+        probability=torch.where(known, probability, 1.0),
         known=known,
         suggested=torch.where(known, scores.argmax(dim=1), labels),
-        margin=torch.where(comparable, given - best_other, 0.0),
+        margin=torch.where(known & (best_other > -math.inf), given - best_other, 0.0),
         implausible=implausibility(scores, given, present, known),
     )
 
@@ -64,10 +64,10 @@ def weigh(scores: Tensor, present: Tensor, labels: Tensor) -> Evidence:
 def compare(
     bank: MemoryBank, similarity: Similarity, embeddings: Tensor, labels: Tensor, index: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Similarity T(x, k) of a batch to each class of the bank, and whether the class can be compared with.
+    """Similarity T(x, k) of a batch to each class of the bank, and which classes have entries.
 
-    A class without entries cannot be. With `index`, a sample's own entries do not count for its given class, which
-    cannot be compared with if there are no others.
+    With `index`, a sample's own entries do not count for its given class, to which the similarity is -inf if there
+    are no others.
 
     Args:
         bank: memory to compare with.
@@ -77,7 +77,7 @@ def compare(
         index: (B,) sample numbers, negative if not known; or None.
 
     Returns:
-        (B, C) similarities and (B, C) bool.
+        (B, C) similarities and (C,) bool.
     """
     pooled = bank.class_sums.new_zeros(())
     if similarity == "vmf":
@@ -85,7 +85,7 @@ def compare(
         scores = vmf_similarity(bank.class_sums, bank.class_counts, embeddings, pooled)
     else:
         scores = (exact_similarity if similarity == "exact" else centre_similarity)(bank, embeddings)
-    present = (bank.class_counts > 0).expand(len(labels), -1)
+    present = bank.class_counts > 0
     if index is None:
         return scores, present
 
@@ -95,7 +95,5 @@ def compare(
         given = vmf_similarity(sums, counts, embeddings, pooled, paired=True)
     else:
         given = (embeddings * sums).sum(dim=1) / counts.clamp(min=1)
-    column = labels[:, None]
-    return scores.scatter(1, column, given[:, None].to(scores)), present.scatter(
-        1, column, (counts > 0)[:, None]
-    )
+    given = given.to(scores).masked_fill(counts == 0, -math.inf)
+    return scores.scatter_(1, labels[:, None], given[:, None]), present

@@ -19,10 +19,10 @@ def implausibility(scores: Tensor, given: Tensor, present: Tensor, known: Tensor
     in a systematic way (always the most similar class) rank high and are underestimated.
 
     Args:
-        scores: (B, C) similarity to each class.
+        scores: (B, C) similarity to each class, -inf to those that cannot be compared with.
         given: (B,) similarity to the given class.
-        present: (B, C) whether a class can be compared with.
-        known: (B,) whether the given class can.
+        present: (C,) whether a class can be compared with.
+        known: (B,) whether a sample can be with its given class.
 
     Returns:
         (B,) zero for a rank in the upper part; in the lower part the inverse of the share of wrong labels that
@@ -30,8 +30,8 @@ def implausibility(scores: Tensor, given: Tensor, present: Tensor, known: Tensor
 
     Source: Storey, J. R. Stat. Soc. B 64 (2002), eq. 6; ranks as p-values are ours.
     """
-    others = present.sum(dim=1) - 1  # (B,)
-    rank = ((scores > given[:, None]) & present).sum(dim=1)  # (B,) 0: the most similar class
+    others = present.sum() - 1  # ()
+    rank = (scores > given[:, None]).count_nonzero(dim=1)  # (B,) 0: the most similar class
     first = (CUT * others).floor() + 1  # the lower part has the ranks first .. others
     share = (others + 1 - first) / others.clamp(min=1)  # of wrong labels that fall there
     return torch.where(known & (others > 0), (rank >= first) / share.clamp(min=1e-6), math.nan)

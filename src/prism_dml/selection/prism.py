@@ -183,10 +183,7 @@ class PRISM(nn.Module):
         labels = labels.long()
         with torch.autocast(embeddings.device.type, enabled=False):
             if class_similarities is not None:
-                scores, present = (
-                    class_similarities.float(),
-                    torch.ones_like(class_similarities, dtype=torch.bool),
-                )
+                scores, present = class_similarities.float(), torch.ones_like(self.bank.class_counts).bool()
             else:
                 scores, present = compare(self.bank, self.similarity, embeddings.float(), labels, index)
             return weigh(scores, present, labels)

@@ -48,10 +48,20 @@ class SmoothTopR(nn.Module):
         """Rejected samples (B,) and the threshold, (); arguments as for `TopR`. R = 0 rejects none."""
         if len(probability) == 0:
             return known, self.quantiles.nanmean().nan_to_num(0.0)
-        quantile = probability.masked_fill(~known, math.nan).nanquantile(noise_rate.to(probability))
+        quantile = _quantile(probability, known, noise_rate)
         slot = self.seen % len(self.quantiles)
         self.quantiles[slot] = torch.where(known.any(), quantile, self.quantiles[slot])
         self.seen += known.any()
         threshold = self.quantiles.nanmean().nan_to_num(0.0) * (noise_rate > 0)
         # Equal probabilities (a collapsed network's) must not all fall to the rounding of their mean.
         return known & (probability < threshold * (1 - 1e-5)), threshold
+
+
+def _quantile(values: Tensor, known: Tensor, share: Tensor) -> Tensor:
+    """Linearly interpolated quantile of the known values, (); torch's waits for the device."""
+    ordered = values.masked_fill(~known, math.inf).sort().values
+    last = (known.sum() - 1).clamp(min=0)
+    place = share.to(values) * last
+    below = place.long()
+    pair = ordered[torch.stack([below, torch.minimum(below + 1, last)])]
+    return pair[0].lerp(pair[1], place - below)
