@@ -57,6 +57,7 @@ class Embedder(nn.Module):
             raise ValueError(f"embedding_dim must be at least 1, got {embedding_dim}")
         if not resize_ratio >= 1.0:
             raise ValueError(f"resize_ratio must be at least 1, got {resize_ratio}")
+        self.seed, self.starts_trained = seed, pretrained or weights is not None
         options = dict(backbone_options or {})
         # Only the CPU's generator: torch.manual_seed would seed the accelerators' too.
         with torch.random.fork_rng(devices=[]):
@@ -87,11 +88,25 @@ class Embedder(nn.Module):
 
         float32 under autocast too. A feature vector of all zeros gives the zero vector, never NaN.
         """
+        # This eps bounds the gradient at the zero vector, which 1 / eps scales.
+        return normalize(self.features(images), dim=1, eps=1e-6)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The embeddings before they are brought to unit length, (B, D) float32, for a classifier on top."""
         features = self.backbone(images.contiguous(memory_format=torch.channels_last))  # (B, F)
         with torch.autocast(features.device.type, enabled=False):
-            embeddings = self.head(features.to(self.head.weight.dtype)).float()  # (B, D)
-            # This eps bounds the gradient at the zero vector, which 1 / eps scales.
-            return normalize(embeddings, dim=1, eps=1e-6)
+            embeddings: Tensor = self.head(features.to(self.head.weight.dtype)).float()
+            return embeddings
+
+    def sibling(self) -> "Embedder":
+        """The same architecture from another draw of initial weights; published ones are the same.
+
+        To be called before the training starts: a backbone with published weights is copied as it stands.
+        """
+        other = Embedder(**self.config, seed=self.seed + 2**32)  # a seed that nobody gives
+        if self.starts_trained:
+            other.backbone.load_state_dict(self.backbone.state_dict())
+        return other
 
 
 def _build_small(options: dict[str, Any]) -> nn.Module:
