@@ -31,7 +31,7 @@ def measure(data: str, precision: str, steps: int) -> dict:
     images = open_images(table, size, Augment(augment))
     method = PrismMCL(
         Embedder("small", image_size=size),
-        TrainingSet(len(table), table.num_classes),
+        TrainingSet(torch.from_numpy(table.labels), table.num_classes),
         TrainConfig(noise_rate="auto"),
     )
     optimizer = torch.optim.AdamW(method.parameters(), 1e-3)

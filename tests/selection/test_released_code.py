@@ -89,7 +89,9 @@ class _Given(nn.Module):
 
 
 def test_the_loss_is_divided_by_the_kept_samples() -> None:
-    method = PrismMCL(_Given(), TrainingSet(10, 3), MethodConfig(noise_rate=0.5, threshold="top-r"))
+    method = PrismMCL(
+        _Given(), TrainingSet(torch.zeros(10).long(), 3), MethodConfig(noise_rate=0.5, threshold="top-r")
+    )
     method.selector.enqueue(EYE[[0, 1]], torch.tensor([0, 1]))
     images, labels = EYE[[0, 1, 0, 1]], torch.tensor([0, 1, 1, 0])
     images[:2] += 0.4 * EYE[2]

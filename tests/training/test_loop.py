@@ -403,7 +403,9 @@ def test_proxies_have_a_learning_rate_of_their_own(optimizer: str, table, settin
     from prism_dml.models import Embedder
 
     config = settings(method="soft-triple", optimizer=optimizer, lr=1e-3, proxy_lr=0.5, weight_decay=0.1)
-    method = find_method("soft-triple")(Embedder("small", 8, image_size=16), TrainingSet(96, 12), config)
+    method = find_method("soft-triple")(
+        Embedder("small", 8, image_size=16), TrainingSet(torch.arange(96) % 12, 12), config
+    )
     made = loop.make_optimizer(method, config)
     network, proxies = made.param_groups
     assert [id(p) for p in proxies["params"]] == [id(p) for p in method.proxies()]

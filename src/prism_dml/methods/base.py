@@ -10,16 +10,22 @@ from prism_dml.methods.config import MethodConfig
 from prism_dml.models.embedder import Embedder
 from prism_dml.selection import Selection
 
-EmbedAll = Callable[[], Tensor]
-"""Embeds the whole training set without augmentation: () -> (N, D)."""
+EmbedAll = Callable[[nn.Module], Tensor]
+"""Gives a network (images -> vectors) the whole training set without augmentation: network -> (N, D)."""
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What a method may know of the data before it starts: sizes only."""
+    """What a method may know of the data before it starts."""
 
-    num_samples: int
+    labels: Tensor
+    """(N,) given labels in [0, num_classes)."""
     num_classes: int
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return len(self.labels)
 
 
 class StepResult(NamedTuple):
@@ -34,11 +40,11 @@ class StepResult(NamedTuple):
 class Method(nn.Module):
     """A way of learning an embedding from labels of which some are wrong.
 
-    All that it remembers is in `state_dict`: the embedder, further networks, proxies, memory and thresholds.
+    All that it remembers is in `state_dict`: the embedder, further networks, proxies, memory, thresholds and counters.
 
     Args:
         embedder: network that maps images to unit embeddings.
-        data: sizes of the training set.
+        data: given labels of the training set.
         config: the method's settings.
     """
 
@@ -48,12 +54,17 @@ class Method(nn.Module):
     """Whether training sees only the samples whose labels are truly right (it needs to know them)."""
     selects: ClassVar[bool] = False
     """Whether the method judges labels, that is, has a `judge`."""
+    rounds: ClassVar[int] = 1
+    """How many times the budget of steps is trained; the last round trains `embedder`."""
 
     def __init__(self, embedder: Embedder, data: TrainingSet, config: MethodConfig) -> None:
         super().__init__()
         self.embedder = embedder
         self.embedding_dim = int(embedder.config["embedding_dim"])
         self.data = data
+
+    def on_round_start(self, number: int, embed_all: EmbedAll) -> None:
+        """Prepare round `number`, the first being 0; most methods have only that one."""
 
     def on_epoch_start(self, embed_all: EmbedAll) -> None:
         """Look at the whole training set; most methods have no need to."""
@@ -74,6 +85,10 @@ class Method(nn.Module):
     def proxies(self) -> list[nn.Parameter]:
         """Parameters that stand for classes and have a learning rate of their own."""
         return []
+
+    def networks(self) -> dict[str, Embedder]:
+        """The networks to save, by the names of their folders; "model" is the one to evaluate."""
+        return {"model": self.embedder}
 
     def judge(self, embeddings: Tensor, labels: Tensor, index: Tensor) -> tuple[Selection, float]:
         """Judge the whole training set, and estimate its share of wrong labels; for methods that select.

@@ -22,6 +22,7 @@ class MethodConfig:
         bank_size: Number of embeddings remembered; null: as many as there are training images.
         margin: Cosine above which images of different labels are pushed apart, in [-1, 1).
         bank_weight: Weight of the memory's part of the loss, at least 0.
+        rise_epochs: Epochs in which the share that co-teaching leaves out rises from 0 to the noise rate, at least 1.
     """
 
     method: str = "prism-mcl"
@@ -33,6 +34,7 @@ class MethodConfig:
     bank_size: int | None = None
     margin: float = 0.5
     bank_weight: float = 1.0
+    rise_epochs: int = 10
 
     def __post_init__(self) -> None:
         """ValueError on a value outside its range."""
@@ -40,6 +42,8 @@ class MethodConfig:
             raise ValueError(f"noise_rate must be auto or in [0, 1), not {self.noise_rate}")
         if self.window < 1 or self.selection_warmup < 0 or self.bank_weight < 0:
             raise ValueError("window must be at least 1; selection_warmup and bank_weight at least 0")
+        if self.rise_epochs < 1:
+            raise ValueError(f"rise_epochs must be at least 1, not {self.rise_epochs}")
         if self.bank_size is not None and self.bank_size < 1:
             raise ValueError(f"bank_size must be at least 1, not {self.bank_size}")
         if not -1 <= self.margin < 1:

@@ -9,7 +9,7 @@ def make_selector(data: TrainingSet, embedding_dim: int, config: MethodConfig) -
     """PRISM as the settings want it, with a memory as large as the training set if they do not say.
 
     Args:
-        data: sizes of the training set.
+        data: given labels of the training set.
         embedding_dim: number of an embedding's components.
         config: the method's settings.
     """

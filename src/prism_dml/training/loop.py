@@ -13,18 +13,19 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from torch import nn
 from torch.optim import Optimizer
 
 from prism_dml.data import ImageTable, PKSampler, read_table
 from prism_dml.methods.base import Method, TrainingSet
 from prism_dml.methods.registry import find_method
-from prism_dml.models import Embedder, save
+from prism_dml.models import Embedder
 from prism_dml.training.checkpoint import FILE, load_checkpoint, save_checkpoint
 from prism_dml.training.config import TrainConfig
 from prism_dml.training.log import Log
 from prism_dml.training.measure import embed_all, validate
 from prism_dml.training.progress import RunProgress
-from prism_dml.training.result import finish
+from prism_dml.training.result import finish, save_networks
 from prism_dml.training.sources import open_sources
 from prism_dml.training.stop import StopRequest
 from prism_dml.training.tally import Tally
@@ -45,9 +46,10 @@ def train(
 ) -> dict[str, Any]:
     """Train an embedding and leave the run in a folder.
 
-    The folder gets model/ (the best checkpoint by Precision@1 on the validation classes, or the last), run.json
-    (settings, versions, result), metrics.jsonl (the log: the same for the same seed), samples.parquet (a judgement on
-    each training sample, if the method selects) and, until the run is finished, a checkpoint.
+    The folder gets model/ (the best checkpoint by Precision@1 on the validation classes, or the last; beside it a
+    method's further networks), run.json (settings, versions, result), metrics.jsonl (the log: the same for the same
+    seed), samples.parquet (a judgement on each training sample, if the method selects) and, until the run is finished,
+    a checkpoint.
 
     Args:
         data: folder, CSV or parquet, or a table that was read from one; its split "train", if it has splits.
@@ -85,7 +87,9 @@ def train(
         clean_only = method_class.clean_only
         sources = open_sources(table, config, embedder.transform, clean_only, fabric.device, show.reach)
     samples = sources.train.table
-    method = method_class(embedder, TrainingSet(len(samples), samples.num_classes), config)
+    method = method_class(
+        embedder, TrainingSet(torch.from_numpy(samples.labels), samples.num_classes), config
+    )
     optimizer = make_optimizer(method, config)
     learner, optimizer = fabric.setup(method, optimizer)
     sampler = PKSampler(samples.labels, config.classes_per_batch, config.samples_per_class, config.seed)
@@ -104,22 +108,28 @@ def train(
             raise ValueError(f"{out} holds a run with other settings or data: {', '.join(changed)}")
         start, best, log_bytes = notes["step"], notes["best"], notes["log_bytes"]
 
+    def embed(network: nn.Module) -> torch.Tensor:
+        return embed_all(network, sources.train)
+
     def checkpoint(step: int) -> None:
         notes = {"settings": settings, "step": step, "best": best, "log_bytes": log.size()}
         save_checkpoint(out, modules, optimizer, notes)
 
     log = Log(out / "metrics.jsonl", log_bytes)
     batches = sources.train.train(sampler, config.seed, start)
-    with StopRequest() as stop, RunProgress(config.method, config.steps, start) as show:
-        for step in range(start, config.steps):
+    steps = config.steps * method.rounds
+    with StopRequest() as stop, RunProgress(config.method, steps, start) as show:
+        for step in range(start, steps):
+            if step % config.steps == 0:
+                method.on_round_start(step // config.steps, embed)
             if step % sampler.num_batches == 0:
-                method.on_epoch_start(lambda: embed_all(method.embedder, sources.train))
+                method.on_epoch_start(embed)
             batch = next(batches)
             torch.manual_seed(
                 _step_seed(config.seed, step)
             )  # of what layers draw themselves, such as dropout
             method.train()
-            set_learning_rate(optimizer, config, step)
+            set_learning_rate(optimizer, config, step % config.steps)
 
             loss, kept = learner(batch.images, batch.labels, batch.index)
             if kept.any():  # else there is nothing to learn from: no update, nothing remembered
@@ -133,18 +143,19 @@ def train(
 
             show.step(len(batch.labels))
             done = step + 1
-            finished = done == config.steps
+            finished = done == steps
             if done % config.log_every == 0 or finished:
                 record = {"step": done, **tally.take(), "noise_rate_estimate": method.noise_rate_estimate}
                 log.write(record)
                 show.record(record)
-            if sources.validation is not None and (done % config.validate_every == 0 or finished):
+            measured = done > steps - config.steps and (done % config.validate_every == 0 or finished)
+            if sources.validation is not None and measured:
                 precision = validate(method.embedder, sources.validation)
                 log.write({"step": done, "validation_precision_at_1": precision})
                 show.record({"validation_precision_at_1": precision})
                 if precision >= best:
                     best = precision
-                    save(method.embedder, out / "model")
+                    save_networks(method, out)
             stopped_by = stop.signal  # read once: a signal may come at any moment
             if stopped_by is not None or done % config.checkpoint_every == 0 or finished:
                 checkpoint(done)
@@ -166,7 +177,7 @@ def make_optimizer(method: Method, config: TrainConfig) -> Optimizer:
 
 
 def set_learning_rate(optimizer: Optimizer, config: TrainConfig, step: int) -> None:
-    """Linear warm-up, then a cosine to zero: a function of the step alone."""
+    """Linear warm-up, then a cosine to zero: a function of the step in its round alone."""
     warm = min(1.0, (step + 1) / max(config.lr_warmup, 1))
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))

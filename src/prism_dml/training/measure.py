@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prism_dml.data import ImageBatches
 from prism_dml.models import Embedder
@@ -11,12 +11,15 @@ from prism_dml.retrieval import retrieval_metrics
 
 
 @torch.no_grad()
-def embed_all(embedder: Embedder, images: ImageBatches) -> Tensor:
-    """Embeddings of every sample without augmentation, (N, D) on the device; zeros for an unreadable image."""
-    training = embedder.training
-    embedder.eval()
-    rows = [(batch.index, embedder(batch.images)) for batch in images.evaluate()]
-    embedder.train(training)
+def embed_all(network: nn.Module, images: ImageBatches) -> Tensor:
+    """What a network (images -> vectors) makes of every sample without augmentation.
+
+    (N, D) on the device; zeros for an unreadable image.
+    """
+    training = network.training
+    network.eval()
+    rows = [(batch.index, network(batch.images)) for batch in images.evaluate()]
+    network.train(training)
     index, embeddings = (torch.cat(column) for column in zip(*rows, strict=True))
     return embeddings.new_zeros(len(images.table), embeddings.shape[1]).index_copy(0, index, embeddings)
 

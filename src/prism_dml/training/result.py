@@ -19,6 +19,12 @@ from prism_dml.training.sources import Sources
 from prism_dml.training.tally import Tally
 
 
+def save_networks(method: Method, out: Path) -> None:
+    """Write each of a method's networks into a folder of its own."""
+    for name, network in method.networks().items():
+        save(network, out / name)
+
+
 def finish(
     out: Path,
     method: Method,
@@ -29,7 +35,7 @@ def finish(
 ) -> dict[str, Any]:
     """Write what a finished run leaves behind, and remove its checkpoint; the result, as in run.json."""
     if sources.validation is None:
-        save(method.embedder, out / "model")
+        save_networks(method, out)
     result: dict[str, Any] = {"steps": settings["steps"], "last_decisions": tally.final()}
     if sources.validation is not None:
         result["validation_precision_at_1"] = best
