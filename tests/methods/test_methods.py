@@ -3,53 +3,24 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch import Tensor
 
 from prism_dml.losses.contrastive import MemoryContrastiveLoss
-from prism_dml.methods.base import Method, TrainingSet
 from prism_dml.methods.config import MethodConfig
 from prism_dml.methods.registry import METHODS, find_method
 
-C, D, B, N = 5, 8, 10, 40
-LABELS, INDEX = torch.arange(B) % C, torch.arange(B)
+from .stand_in import INDEX, LABELS, B, C, N, build, draw, embed_all, step
 
-
-class Linear(nn.Module):
-    """An embedder without batch statistics, so that what one image gives does not depend on the others."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.config = {"embedding_dim": D}
-        self.weight = nn.Parameter(torch.randn(3 * 16, D, generator=torch.Generator().manual_seed(0)))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return normalize(images.flatten(1) @ self.weight, dim=1)
-
-
-def build(name: str, **options) -> Method:
-    return find_method(name)(Linear(), TrainingSet(N, C), MethodConfig(method=name, **options))
-
-
-def draw(seed: int, batch: int = B) -> Tensor:
-    return torch.randn(batch, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
-
-
-def step(method: Method, images: Tensor, labels: Tensor = LABELS, index: Tensor = INDEX) -> Tensor:
-    """One step with plain gradient descent; the mask of what was kept."""
-    method.zero_grad()
-    loss, kept = method(images, labels, index)
-    loss.backward()
-    with torch.no_grad():
-        for parameter in method.parameters():
-            parameter -= 0.01 * parameter.grad
-    method.on_update()
-    return kept
+WITH_PROXIES = [
+    "co-teaching-t", "soft-triple", "prism-soft-triple", "nsoftmax", "proxy-nca", "proxy-anchor", "sub-centre-arcface",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_learns_and_gives_a_gradient_to_the_network(name: str) -> None:
     method = build(name)
+    method.on_round_start(method.rounds - 1, embed_all)
+    method.on_epoch_start(embed_all)
     for number in range(3):
         kept = step(method, draw(number))
         assert kept.shape == (B,) and kept.dtype == torch.bool
@@ -95,7 +66,7 @@ def test_a_rejected_sample_changes_neither_gradient_nor_bank(
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["prism-mcl", "prism-soft-triple"])
+@pytest.mark.parametrize("name", ["prism-mcl", "prism-soft-triple", "prism-prototypes"])
 def test_only_what_was_kept_is_remembered_and_only_after_the_update(name: str) -> None:
     method = build(name, noise_rate=0.5, threshold="top-r")
     step(method, draw(0))
@@ -170,11 +141,35 @@ def test_without_noise_prism_is_its_plain_method() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_proxies_are_the_centres_of_soft_triple(name: str) -> None:
+def test_all_that_is_trained_is_a_network_a_classifier_or_a_proxy(name: str) -> None:
     method = build(name)
     proxies = method.proxies()
-    assert bool(proxies) == ("soft-triple" in name)
-    assert {id(p) for p in method.parameters()} == {id(p) for p in [*proxies, method.embedder.weight]}
+    assert bool(proxies) == (name in WITH_PROXIES)
+    networks = [network.weight for network in method.networks().values()]
+    classifiers = [] if proxies else list(getattr(method, "class_weights", []))
+    assert {id(p) for p in method.parameters()} == {id(p) for p in [*proxies, *networks, *classifiers]}
+    assert bool(classifiers) == (name in ("co-teaching", "co-teaching-plus", "f-correction"))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_networks_are_saved_and_start_apart(name: str) -> None:
+    method = build(name)
+    networks = method.networks()
+    assert networks["model"] is method.embedder
+    two = name.startswith("co-teaching") or name == "f-correction"
+    assert list(networks) == (["model", "peer"] if two else ["model"])
+    if two:
+        assert not torch.equal(networks["model"].weight, networks["peer"].weight)
+        assert not torch.equal(*method.class_weights)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_building_leaves_the_random_state_and_repeats_itself(name: str) -> None:
+    state = torch.get_rng_state()
+    one, other = build(name), build(name)
+    assert torch.equal(torch.get_rng_state(), state)
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_proxy_similarity_judges_by_the_centres_and_needs_no_memory() -> None:
@@ -194,7 +189,7 @@ def test_proxy_similarity_needs_proxies() -> None:
         build("prism-mcl", similarity="proxy")
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].selects])
+@pytest.mark.parametrize("name", ["prism-mcl", "prism-soft-triple", "prism-prototypes"])
 def test_selectors_judge_and_report_their_rate(name: str) -> None:
     method = build(name, noise_rate=0.3)
     step(method, draw(0))
@@ -218,7 +213,7 @@ def test_unknown_methods(name: str, hint: str) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"noise_rate": 1.0}, {"noise_rate": -0.1}, {"window": 0}, {"selection_warmup": -1}, {"bank_weight": -1.0},
+    [{"noise_rate": 1.0}, {"noise_rate": -0.1}, {"rise_epochs": 0}, {"window": 0}, {"selection_warmup": -1}, {"bank_weight": -1.0},
      {"bank_size": 0}, {"margin": 1.0}, {"margin": -1.1}],
 )  # fmt: skip
 def test_bad_settings(options) -> None:

@@ -1,6 +1,8 @@
-"""Losses: contrastive over batch and memory bank, and adapters to pytorch-metric-learning."""
+"""Losses: contrastive over batch and memory bank, prototypes, and adapters to pytorch-metric-learning."""
 
 from prism_dml.losses.contrastive import ContrastiveLoss, MemoryContrastiveLoss
+from prism_dml.losses.library import LibraryLoss
+from prism_dml.losses.prototypes import PrototypeLoss
 from prism_dml.losses.soft_triple import SoftTripleLoss
 
-__all__ = ["ContrastiveLoss", "MemoryContrastiveLoss", "SoftTripleLoss"]
+__all__ = ["ContrastiveLoss", "LibraryLoss", "MemoryContrastiveLoss", "PrototypeLoss", "SoftTripleLoss"]

@@ -37,12 +37,13 @@ class MCL(Method):
         """Learn from the trusted samples against each other and the memory; see `Method.forward`."""
         embeddings = self.embedder(images)  # (B, D)
         kept = self._trusted(embeddings.detach(), labels, index)
-        embeddings, labels, index = embeddings[kept], labels[kept], index[kept]
-        loss = self.criterion(
-            embeddings, labels, self.bank.embeddings, self.bank.labels, index, self.bank.index
-        )
+        return StepResult(self._learn(embeddings[kept], labels[kept], index[kept]), kept)
+
+    def _learn(self, embeddings: Tensor, labels: Tensor, index: Tensor) -> Tensor:
+        """Loss () of the trusted samples against each other and the memory, which they enter after the update."""
         self._learned = (embeddings.detach(), labels, index)
-        return StepResult(loss, kept)
+        bank = self.bank
+        return self.criterion(embeddings, labels, bank.embeddings, bank.labels, index, bank.index)  # type: ignore[no-any-return]
 
     def on_update(self) -> None:
         """Enqueue the samples that were learned from."""

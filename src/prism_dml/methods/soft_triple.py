@@ -1,37 +1,14 @@
-"""SoftTriple, without and with PRISM."""
+"""SoftTriple with PRISM."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from prism_dml.losses.soft_triple import SoftTripleLoss
-from prism_dml.methods.base import Method, StepResult, TrainingSet
+from prism_dml.methods.base import StepResult, TrainingSet
 from prism_dml.methods.config import MethodConfig
+from prism_dml.methods.proxy import SoftTriple
 from prism_dml.methods.selector import make_selector
 from prism_dml.models.embedder import Embedder
 from prism_dml.selection import Selection
-
-
-class SoftTriple(Method):
-    """SoftTriple loss, all labels believed (Qian et al., ICCV 2019): lambda 20, gamma 0.1, margin 0.01.
-
-    Ten centres a class below 500 classes, else two.
-    """
-
-    name = "soft-triple"
-    summary = "SoftTriple loss, all labels believed"
-
-    def __init__(self, embedder: Embedder, data: TrainingSet, config: MethodConfig) -> None:
-        super().__init__(embedder, data, config)
-        self.criterion = SoftTripleLoss(data.num_classes, self.embedding_dim)
-
-    def forward(self, images: Tensor, labels: Tensor, index: Tensor) -> StepResult:
-        """Learn from every sample; see `Method.forward`."""
-        loss = self.criterion(self.embedder(images), labels)
-        return StepResult(loss, torch.ones_like(labels, dtype=torch.bool))
-
-    def proxies(self) -> list[nn.Parameter]:
-        """The class centres."""
-        return list(self.criterion.parameters())
 
 
 class PrismSoftTriple(SoftTriple):
