@@ -315,6 +315,31 @@ def test_bad_settings(options: dict[str, Any], message: str) -> None:
         fresh(**options)
 
 
+@pytest.mark.parametrize("threshold", ["smooth", "top-r"])
+def test_vmf_ranks_probabilities_that_vanish(threshold: Any) -> None:
+    """Half of the labels are wrong, and the rate is given as less: most wrong ones have a probability of 0."""
+    generator, dim, classes, batch = torch.Generator().manual_seed(0), 64, 10, 40
+    prism = PRISM(classes, dim, 0.3, "vmf", bank_size=200, window=10, threshold=threshold)
+
+    def unit(truth: Tensor) -> Tensor:
+        return normalize(
+            torch.eye(dim)[truth] + 0.05 * torch.randn(len(truth), dim, generator=generator), dim=1
+        )
+
+    truth = torch.arange(200) % classes
+    prism.enqueue(unit(truth), truth)
+    wrong = torch.arange(batch) >= batch // 2
+    rejected, vanished = [], []
+    for _ in range(20):
+        truth = torch.randint(classes, (batch,), generator=generator)
+        selection = prism(unit(truth), torch.where(wrong, (truth + 1) % classes, truth))
+        rejected.append(~selection.keep)
+        vanished.append(selection.clean_probability == 0)
+    assert torch.stack(vanished)[:, wrong].float().mean() > 0.9
+    assert not torch.stack(rejected)[:, ~wrong].any()
+    assert torch.stack(rejected)[5:].float().mean().item() == pytest.approx(0.3, abs=0.05)
+
+
 def test_vmf_needs_four_dimensions() -> None:
     with pytest.raises(ValueError, match="at least 4"):
         PRISM(3, 3, similarity="vmf")

@@ -171,7 +171,7 @@ def test_vmf_stays_finite_at_the_extremes(dim: int) -> None:
         scores, present = compare(bank, "vmf", spread[:5], torch.zeros(5, dtype=torch.long), None)
         assert scores.isfinite().all()
         evidence = weigh(scores, present, torch.tensor([0, 1, 2, 0, 1]))
-        assert evidence.probability.isfinite().all()
+        assert evidence.log_probability.isfinite().all()
 
 
 def test_vmf_density_integrates_to_one() -> None:

@@ -22,14 +22,14 @@ def test_top_r_rejects_exactly_the_lowest(batch: int, rate: float, seed: int) ->
     # few distinct values: ties must not change the number
     probability = torch.randint(6, (batch,), generator=generator) / 5
     known = torch.rand(batch, generator=generator) < 0.8
-    rejected, threshold = TopR()(probability, known, torch.tensor(rate))
+    rejected, threshold = TopR()(probability.log(), known, torch.tensor(rate))
     percent = round(100 * rate)
     number = int(known.sum()) * percent // 100  # integers: free of floating point
     assert rejected.sum() == number
     assert not (rejected & ~known).any()
     stays = known & ~rejected
     if number and stays.any():
-        assert probability[rejected].max() <= probability[stays].min() == threshold
+        assert probability[rejected].max() <= probability[stays].min() == pytest.approx(float(threshold))
     assert 0 <= threshold <= 1
 
 
@@ -61,7 +61,7 @@ def test_smooth_top_r_against_loops(window: int, rate: float, seed: int) -> None
         recent = quantiles[-window:]
         threshold = sum(recent) / len(recent) if recent and rate > 0 else 0.0
         rejected, given_threshold = rule(
-            torch.from_numpy(probability), torch.from_numpy(known), torch.tensor(rate)
+            torch.from_numpy(probability).log(), torch.from_numpy(known), torch.tensor(rate)
         )
         if batch:
             assert given_threshold.item() == pytest.approx(threshold, abs=1e-6)
@@ -73,14 +73,14 @@ def test_smooth_top_r_against_loops(window: int, rate: float, seed: int) -> None
 def test_smooth_top_r_forgets_after_the_window() -> None:
     rule = SmoothTopR(2)
     for value, mean in [(0.9, 0.9), (0.1, 0.5), (0.3, 0.2), (0.5, 0.4)]:
-        _, threshold = rule(torch.full((4,), value), known_all(4), torch.tensor(0.5))
+        _, threshold = rule(torch.full((4,), value).log(), known_all(4), torch.tensor(0.5))
         assert threshold.item() == pytest.approx(mean, abs=1e-6)
 
 
 @pytest.mark.parametrize("rule", [TopR(), SmoothTopR(3)])
 def test_rate_zero_rejects_nothing(rule) -> None:
     for value in (0.9, 0.0, 0.5):
-        rejected, threshold = rule(torch.tensor([value, 0.0, 1.0]), known_all(3), torch.tensor(0.0))
+        rejected, threshold = rule(torch.tensor([value, 0.0, 1.0]).log(), known_all(3), torch.tensor(0.0))
         assert not rejected.any() and threshold == 0
 
 
@@ -88,24 +88,33 @@ def test_equal_probabilities_are_not_rejected_by_the_rounding_of_their_mean() ->
     for value in (0.1, 0.3522, 1 / 7, 1 / 98):
         rule = SmoothTopR(50)
         for _ in range(60):
-            rejected, _ = rule(torch.full((4,), value), known_all(4), torch.tensor(0.3))
+            rejected, _ = rule(torch.full((4,), value).log(), known_all(4), torch.tensor(0.3))
             assert not rejected.any()
 
 
 def test_smooth_top_r_can_reject_a_whole_batch() -> None:
     rule = SmoothTopR(30)
     for _ in range(20):
-        rule(torch.full((4,), 0.9), known_all(4), torch.tensor(0.2))
-    rejected, _ = rule(torch.full((4,), 0.1), known_all(4), torch.tensor(0.2))
+        rule(torch.full((4,), 0.9).log(), known_all(4), torch.tensor(0.2))
+    rejected, _ = rule(torch.full((4,), 0.1).log(), known_all(4), torch.tensor(0.2))
     assert rejected.all()
 
 
 @pytest.mark.parametrize("rule", [TopR(), SmoothTopR(3)])
 def test_batches_without_evidence_change_nothing(rule) -> None:
-    rule(torch.tensor([0.2, 0.4]), known_all(2), torch.tensor(0.5))
+    rule(torch.tensor([0.2, 0.4]).log(), known_all(2), torch.tensor(0.5))
     before = {key: value.clone() for key, value in rule.state_dict().items()}
     for probability, known in [(torch.zeros(0), known_all(0)), (torch.zeros(3), ~known_all(3))]:
-        rejected, threshold = rule(probability, known, torch.tensor(0.5))
+        rejected, threshold = rule(probability.log(), known, torch.tensor(0.5))
         assert not rejected.any() and rejected.shape == probability.shape and threshold.isfinite()
     for key, value in rule.state_dict().items():
         torch.testing.assert_close(value, before[key], rtol=0, atol=0, equal_nan=True)
+
+
+def test_smooth_top_r_in_logarithms_takes_their_mean() -> None:
+    rule = SmoothTopR(4, in_logarithms=True)
+    for value, mean in [(-900.0, -900.0), (-100.0, -500.0), (-2.0, -334.0)]:
+        rejected, threshold = rule(torch.full((3,), value), known_all(3), torch.tensor(0.5))
+        assert rejected.all() == (value < mean - 1) and threshold == math.exp(mean)
+    rejected, threshold = rule(torch.tensor([-400.0, -200.0]), known_all(2), torch.tensor(0.5))
+    assert rejected.tolist() == [True, False] and threshold == 0

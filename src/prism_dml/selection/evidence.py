@@ -22,14 +22,15 @@ class Evidence(NamedTuple):
     """What is known of each label of a batch.
 
     Attributes:
-        probability: (B,) float32, softmax over the classes present, at the given label; 1 where unknown.
+        log_probability: (B,) float32, log-softmax over the classes present, at the given label; 0 where unknown. That
+            of vMF's densities goes down to some -100, where the probability itself would be 0.
         known: (B,) bool, whether there is anything to compare the given label with.
         suggested: (B,) most similar class; the given label where unknown.
         margin: (B,) similarity to the given class less that to the best other one; 0 where unknown.
         implausible: (B,) see `noise_rate.implausibility`.
     """
 
-    probability: Tensor
+    log_probability: Tensor
     known: Tensor
     suggested: Tensor
     margin: Tensor
@@ -51,9 +52,9 @@ def weigh(scores: Tensor, present: Tensor, labels: Tensor) -> Evidence:
     given = scores.gather(1, column).squeeze(1)
     known = given > -math.inf
     best_other = scores.scatter(1, column, -math.inf).amax(dim=1)
-    probability = scores.log_softmax(dim=1).gather(1, column).squeeze(1).exp()
+    log_probability = scores.log_softmax(dim=1).gather(1, column).squeeze(1)
     return Evidence(
-        probability=torch.where(known, probability, 1.0),
+        log_probability=torch.where(known, log_probability, 0.0),
         known=known,
         suggested=torch.where(known, scores.argmax(dim=1), labels),
         margin=torch.where(known & (best_other > -math.inf), given - best_other, 0.0),

@@ -88,7 +88,7 @@ class PRISM(nn.Module):
             raise ValueError(f'similarity "vmf" needs embedding_dim of at least 4, not {embedding_dim}')
         self.noise_rate, self.similarity, self.warmup = noise_rate, similarity, warmup
         self.bank = MemoryBank(num_classes, embedding_dim, bank_size)
-        self.rule = SmoothTopR(window) if threshold == "smooth" else TopR()
+        self.rule = SmoothTopR(window, in_logarithms=similarity == "vmf") if threshold == "smooth" else TopR()
         self.estimator = NoiseRateEstimator()
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))
 
@@ -121,7 +121,7 @@ class PRISM(nn.Module):
         """
         evidence = self._weigh(embeddings, labels, index, class_similarities)
         rate = self._estimated_rate(evidence) if self.noise_rate == "auto" else self._given_rate(evidence)
-        rejected, threshold = self.rule(evidence.probability, evidence.known, rate)
+        rejected, threshold = self.rule(evidence.log_probability, evidence.known, rate)
         self.batches += 1
         return _selection(evidence, ~rejected | (self.batches <= self.warmup), threshold)
 
@@ -155,7 +155,7 @@ class PRISM(nn.Module):
             parts.append(self._weigh(embeddings[rows], labels[rows], numbers, similar))
         evidence = Evidence(*(torch.cat(column) for column in zip(*parts, strict=True)))
         rate = mean_rate(evidence.implausible) if self.noise_rate == "auto" else self._given_rate(evidence)
-        rejected, threshold = TopR()(evidence.probability, evidence.known, rate)
+        rejected, threshold = TopR()(evidence.log_probability, evidence.known, rate)
         return _selection(evidence, ~rejected, threshold), float(rate)
 
     def enqueue(self, embeddings: Tensor, labels: Tensor, index: Tensor | None = None) -> None:
@@ -197,11 +197,11 @@ class PRISM(nn.Module):
         return estimate * (self.bank.total >= self.bank.size)
 
     def _given_rate(self, evidence: Evidence) -> Tensor:
-        return evidence.probability.new_tensor(self.noise_rate)
+        return evidence.log_probability.new_tensor(self.noise_rate)
 
 
 def _selection(evidence: Evidence, keep: Tensor, threshold: Tensor) -> Selection:
-    return Selection(keep, evidence.probability, threshold, evidence.suggested, evidence.margin)
+    return Selection(keep, evidence.log_probability.exp(), threshold, evidence.suggested, evidence.margin)
 
 
 def _check_choice(name: str, value: str, choices: object) -> None:
