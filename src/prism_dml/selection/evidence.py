@@ -37,13 +37,14 @@ class Evidence(NamedTuple):
     implausible: Tensor
 
 
-def weigh(scores: Tensor, present: Tensor, labels: Tensor) -> Evidence:
+def weigh(scores: Tensor, present: Tensor, labels: Tensor, temperature: float = 1.0) -> Evidence:
     """Evidence for labels from similarities.
 
     Args:
         scores: (B, C) similarity T(x, k) of samples to classes; -inf where there is nothing to compare with.
         present: (C,) whether any sample can be compared with class k.
         labels: (B,) given labels.
+        temperature: of the softmax, above 0; published: 1.
 
     Source: PRISM (Liu et al., CVPR 2021), eq. 1, over the classes present.
     """
@@ -52,7 +53,7 @@ def weigh(scores: Tensor, present: Tensor, labels: Tensor) -> Evidence:
     given = scores.gather(1, column).squeeze(1)
     known = given > -math.inf
     best_other = scores.scatter(1, column, -math.inf).amax(dim=1)
-    log_probability = scores.log_softmax(dim=1).gather(1, column).squeeze(1)
+    log_probability = (scores / temperature).log_softmax(dim=1).gather(1, column).squeeze(1)
     return Evidence(
         log_probability=torch.where(known, log_probability, 0.0),
         known=known,

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-CUT = 0.75
+CUT = 0.5
 """Where the lower part of the ranks begins: larger is less biased by hard clean samples, but varies more."""
 
 

@@ -16,6 +16,10 @@ Threshold = Literal["smooth", "top-r"]
 MOST_REJECTED = 0.5
 """An estimate alone never rejects more than this share; where more labels are wrong, the rate has to be given."""
 
+SHARPENED = 0.05
+"""Temperature of the softmax with an estimated rate. At the published 1 the sum over all classes drowns the one that
+a wrong label belongs to; towards 0 what counts is the margin to it, which separates better."""
+
 _CHUNK = 4096  # samples of a whole data set judged at a time: bounds the memory to _CHUNK x C
 
 
@@ -50,7 +54,8 @@ class PRISM(nn.Module):
         num_classes: number C of classes; labels are in [0, C).
         embedding_dim: number D of an embedding's components.
         noise_rate: share R of wrong labels in [0, 1), or "auto" to estimate it as training goes; then everything is
-            kept until the memory is full for the first time, and later at most half of it is rejected.
+            kept until the memory is full for the first time, later at most half of it is rejected, and the
+            probabilities are those of a softmax of temperature 0.05.
         similarity: "centre" (mean of each class's memory), "exact" (mean cosine to each entry), "vmf" (one von
             Mises-Fisher distribution for each class), "proxy" (given by a proxy-based loss at each call).
         bank_size: number M of embeddings that are remembered; the training set's size is a good choice.
@@ -88,7 +93,10 @@ class PRISM(nn.Module):
             raise ValueError(f'similarity "vmf" needs embedding_dim of at least 4, not {embedding_dim}')
         self.noise_rate, self.similarity, self.warmup = noise_rate, similarity, warmup
         self.bank = MemoryBank(num_classes, embedding_dim, bank_size)
-        self.rule = SmoothTopR(window, in_logarithms=similarity == "vmf") if threshold == "smooth" else TopR()
+        # Log-densities are sharp as they are.
+        self.temperature = SHARPENED if noise_rate == "auto" and similarity != "vmf" else 1.0
+        sharp = noise_rate == "auto" or similarity == "vmf"
+        self.rule = SmoothTopR(window, in_logarithms=sharp) if threshold == "smooth" else TopR()
         self.estimator = NoiseRateEstimator()
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))
 
@@ -186,7 +194,7 @@ class PRISM(nn.Module):
                 scores, present = class_similarities.float(), torch.ones_like(self.bank.class_counts).bool()
             else:
                 scores, present = compare(self.bank, self.similarity, embeddings.float(), labels, index)
-            return weigh(scores, present, labels)
+            return weigh(scores, present, labels, self.temperature)
 
     def _estimated_rate(self, evidence: Evidence) -> Tensor:
         """The share to reject by the estimate, (): nothing until the memory is full, then at most half.
