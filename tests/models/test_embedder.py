@@ -71,6 +71,34 @@ def test_seed_alone_decides_the_weights():
     assert not torch.equal(first.head.weight, other.head.weight)
 
 
+def test_features_are_the_embeddings_before_unit_length():
+    model = Embedder("small", 8, backbone_options={"widths": (8, 8)}).eval()
+    features = model.features(images())
+    torch.testing.assert_close(torch.nn.functional.normalize(features, dim=1), model(images()))
+    assert ((features.norm(dim=1) - 1).abs() > 1e-3).all()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model.features(images()).dtype == torch.float32
+
+
+def test_a_sibling_is_another_draw_of_the_same_architecture():
+    model = Embedder("small", 8, image_size=16, backbone_options={"widths": (8, 8)}, seed=3)
+    state = torch.get_rng_state()
+    one, again = model.sibling(), model.sibling()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert one.config == model.config and one.transform == model.transform
+    for mine, other, same in zip(model.parameters(), one.parameters(), again.parameters(), strict=True):
+        assert torch.equal(other, same) and (mine.ndim < 2 or not torch.equal(mine, other))
+
+
+def test_a_sibling_has_the_same_published_weights(tmp_path):
+    save_file(timm.create_model(TINY, num_classes=0).state_dict(), tmp_path / "weights.safetensors")
+    model = Embedder(TINY, 8, image_size=32, weights=tmp_path / "weights.safetensors")
+    sibling = model.sibling()
+    for name, value in model.backbone.state_dict().items():
+        assert torch.equal(value, sibling.backbone.state_dict()[name]), name
+    assert not torch.equal(model.head.weight, sibling.head.weight)
+
+
 def test_transform_is_resize_crop_normalise():
     model = Embedder("small", 8, image_size=16, resize_ratio=1.25, backbone_options={"widths": (8,)})
     picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)

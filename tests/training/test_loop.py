@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from prism_dml.methods.base import StepResult
 from prism_dml.methods.mcl import MCL, PrismMCL
 from prism_dml.methods.registry import METHODS, find_method
+from prism_dml.models import load
 from prism_dml.training import RunStopped, loop, train
 from prism_dml.training.checkpoint import FILE
 from prism_dml.training.measure import validate
@@ -80,6 +81,12 @@ def test_the_same_seed_gives_the_same_run(method: str, table, settings, tmp_path
         ({"method": "prism-soft-triple", "similarity": "proxy", "validation": 0.0}, (6,)),
         ({"method": "mcl", "cache": "stream", "workers": 0}, (7,)),
         ({"method": "oracle", "precision": "bf16-mixed"}, (4,)),
+        ({"method": "co-teaching-plus", "rise_epochs": 1}, (9,)),
+        ({"method": "co-teaching-t", "rise_epochs": 1}, (4,)),
+        ({"method": "f-correction", "steps": 7}, (3, 4, 5)),
+        ({"method": "sub-centre-arcface", "precision": "bf16-mixed"}, (6,)),
+        ({"method": "knn-denoising"}, (9,)),
+        ({"method": "prism-prototypes", "noise_rate": "auto", "bank_size": 20}, (8,)),
     ],
 )
 def test_stopped_and_resumed_is_never_stopped(
@@ -371,6 +378,43 @@ def test_every_method_runs(method: str, table, settings, tmp_path: Path) -> None
     result = train(table, settings(method=method, steps=4), tmp_path / "run")
     assert ("noise_rate_estimate" in result) == METHODS[method].selects
     assert (tmp_path / "run" / "samples.parquet").exists() == METHODS[method].selects
+
+
+@pytest.mark.parametrize("method", ["co-teaching", "f-correction"])
+@pytest.mark.parametrize("validation", [0.0, 0.2])
+def test_both_networks_are_saved(
+    method: str, validation: float, table, settings, final_state, tmp_path
+) -> None:
+    config = settings(method=method, steps=4, validation=validation, validate_every=100)
+    train(table, config, tmp_path / "run")
+    for folder, name in (("model", "embedder"), ("peer", "peer")):
+        saved = load(tmp_path / "run" / folder).state_dict()
+        assert all(
+            torch.equal(value, final_state[-1][f"method/{name}.{key}"]) for key, value in saved.items()
+        )
+
+
+def test_a_method_of_two_rounds_trains_the_budget_twice(table, settings, monkeypatch, tmp_path: Path) -> None:
+    method, happened, rates = find_method("f-correction"), [], []
+    started, set_rate = method.on_round_start, loop.set_learning_rate
+
+    def on_round_start(self, number, embed_all) -> None:
+        assert embed_all(self.embedder).shape == (len(self.data.labels), 8)
+        happened.append(number)
+        started(self, number, embed_all)
+
+    def set_learning_rate(optimizer, config, step) -> None:
+        set_rate(optimizer, config, step)
+        rates.append(optimizer.param_groups[0]["lr"])
+
+    monkeypatch.setattr(method, "on_round_start", on_round_start)
+    monkeypatch.setattr(loop, "set_learning_rate", set_learning_rate)
+    train(table, settings(method="f-correction", steps=8, validate_every=3, log_every=4), tmp_path / "run")
+    assert happened == [0, 1] and len(rates) == 16 and rates[:8] == rates[8:]
+    lines = log_of(tmp_path / "run")
+    assert [line["step"] for line in lines if "loss" in line] == [4, 8, 12, 16]
+    measured = [line["step"] for line in lines if "validation_precision_at_1" in line]
+    assert measured == [9, 12, 15, 16], "the first round trains another network than the one to evaluate"
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])

@@ -103,7 +103,7 @@ class Embedder(nn.Module):
 
         To be called before the training starts: a backbone with published weights is copied as it stands.
         """
-        other = Embedder(**self.config, seed=self.seed + 2**32)  # a seed that nobody gives
+        other = Embedder(**self.config, seed=self.seed + 2**31)  # the generator has 32 bits of seed
         if self.starts_trained:
             other.backbone.load_state_dict(self.backbone.state_dict())
         return other
