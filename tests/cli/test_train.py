@@ -55,6 +55,7 @@ def test_the_seed_repeats_the_log(prism, noisy_list, tmp_path):
     ("options", "message"),
     [
         (("--method", "magic"), "unknown method 'magic'"),
+        (("--method", "co-teaching"), "cannot estimate the noise rate: give it, --noise-rate"),
         (("--noise-rate", "1"), "noise_rate must be auto or in [0, 1)"),
         (("--resume",), "no checkpoint"),
         (("--backbone", "resnet5O"), "resnet50"),
