@@ -8,22 +8,28 @@ from torch import Tensor
 from prism_dml.data import ImageBatches
 from prism_dml.models import Embedder
 from prism_dml.retrieval import retrieval_metrics
+from prism_dml.training.ranks import ALONE, Ranks
 
 
 @torch.no_grad()
-def embed_all(embedder: Embedder, images: ImageBatches) -> Tensor:
-    """Embeddings of every sample without augmentation, (N, D) on the device; zeros for an unreadable image."""
+def embed_all(embedder: Embedder, images: ImageBatches, ranks: Ranks = ALONE) -> Tensor:
+    """Embeddings of every sample without augmentation, (N, D) on the device; zeros for an unreadable image.
+
+    ranks: processes that each embed a part; all of them get all embeddings.
+    """
     training = embedder.training
     embedder.eval()
-    rows = [(batch.index, embedder(batch.images)) for batch in images.evaluate()]
+    device = next(embedder.parameters()).device
+    embeddings = torch.zeros(len(images.table), embedder.config["embedding_dim"], device=device)  # (N, D)
+    for batch in images.evaluate(share=ranks.share):
+        embeddings[batch.index] = embedder(batch.images)
     embedder.train(training)
-    index, embeddings = (torch.cat(column) for column in zip(*rows, strict=True))
-    return embeddings.new_zeros(len(images.table), embeddings.shape[1]).index_copy(0, index, embeddings)
+    return ranks.total(embeddings)
 
 
-def validate(embedder: Embedder, images: ImageBatches) -> float:
+def validate(embedder: Embedder, images: ImageBatches, ranks: Ranks = ALONE) -> float:
     """Precision@1 among the validation images, by given labels: the truth is never asked."""
-    embeddings, labels = embed_all(embedder, images), torch.from_numpy(images.table.labels)
+    embeddings, labels = embed_all(embedder, images, ranks), torch.from_numpy(images.table.labels)
     readable = (embeddings.abs().sum(dim=1) > 0).cpu()
     metrics = retrieval_metrics(embeddings[readable], labels[readable])
     return float(metrics["precision_at_1"])
