@@ -33,7 +33,7 @@ def launch(number: int, function: Callable[..., Any], *arguments: Any) -> Any:
     Args:
         number: of processes, at least 1.
         function: what each calls, by name from a module; it finds its rank in the environment.
-        arguments: of the function; each process gets a copy.
+        arguments: of the function; each process gets a copy. Neither they nor what is returned may be tensors.
 
     Returns:
         What the function returned in the first process.

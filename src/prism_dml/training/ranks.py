@@ -173,6 +173,11 @@ def is_launched() -> bool:
     return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
+def is_first() -> bool:
+    """Whether this process trains alone, or is the first of those that were launched."""
+    return not is_launched() or os.environ["RANK"] == "0"
+
+
 def accelerator_for_several(config: TrainConfig) -> str:
     """The kind of device of several processes; ValueError if there are not as many as `config.devices`."""
     if config.accelerator == "mps":
