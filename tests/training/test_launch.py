@@ -61,6 +61,7 @@ def test_a_signal_is_passed_on_to_all(several) -> None:
         ),
         ([RuntimeError("bug"), RuntimeError("closed")], [], None, RuntimeError, "bug"),
         ([RuntimeError("closed by peer")], [1], signal.SIGTERM, KeyboardInterrupt, "before the first step"),
+        ([], [], None, ChildProcessError, "could not start"),
         ([KeyboardInterrupt("after step 3")] * 2, [], signal.SIGTERM, KeyboardInterrupt, "after step 3"),
     ],
 )

@@ -146,3 +146,8 @@ def _raise_failure(
         )
     if errors:
         raise errors[0]
+    if mute := [rank for rank, process in enumerate(processes) if process.exitcode]:
+        raise ChildProcessError(
+            f"process {mute[0]} of {len(processes)} could not start: a script calls this under "
+            'if __name__ == "__main__"'
+        )
