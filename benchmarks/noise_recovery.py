@@ -32,22 +32,23 @@ from prism_dml.training.measure import embed_all
 
 COMMON = TrainConfig(validation=0, precision="bf16-mixed", lr=1e-3, embedding_dim=128, workers=0)
 RECIPES = {
-    "omniglot": replace(COMMON, image_size=32, augment="drawing", steps=3000, lr=3e-3),
+    "omniglot": replace(COMMON, image_size=32, augment="drawing", steps=5000, lr=3e-3),
     "grocery": replace(COMMON, image_size=48, augment="photo", steps=2000),
 }
-# row: (method, noise rate that the method is told; None: the true one)
+# row: settings of the method; the noise rate that it is told is the true one, if it is not here
 ROWS = {
-    "MCL": ("mcl", None),
-    "MCL + PRISM, R known": ("prism-mcl", None),
-    "MCL + PRISM, auto": ("prism-mcl", "auto"),
-    "oracle": ("oracle", None),
+    "MCL": {"method": "mcl"},
+    "MCL + PRISM (centre), R known": {"method": "prism-mcl"},
+    "MCL + PRISM (vmf), R known": {"method": "prism-mcl", "similarity": "vmf"},
+    "MCL + PRISM (centre), auto": {"method": "prism-mcl", "noise_rate": "auto"},
+    "oracle": {"method": "oracle"},
 }
 SEEDS = (0, 1, 2)
 # With all labels right, MCL is its own oracle, and a known R of 0 is MCL.
 GRID = [
     *((0.5, row) for row in ROWS),
-    (0.2, "MCL + PRISM, auto"),
-    (0.0, "MCL + PRISM, auto"),
+    (0.2, "MCL + PRISM (centre), auto"),
+    (0.0, "MCL + PRISM (centre), auto"),
     (0.0, "MCL"),
 ]
 
@@ -59,10 +60,9 @@ def run(job: dict) -> dict:
     """Train and evaluate one row on one seed."""
     torch.set_num_threads(job["threads"])
     data, rate, seed = job["data"], job["rate"], job["seed"]
-    method, told = ROWS[job["row"]]
     table = read_table(Path(os.environ["PRISM_DATA"], f"{data}.parquet"))
     noisy = corrupt_table(table, "symmetric", rate, seed)
-    config = replace(RECIPES[data], method=method, noise_rate=rate if told is None else told, seed=seed)
+    config = replace(RECIPES[data], **{"noise_rate": rate, "seed": seed} | ROWS[job["row"]])
     folder = Path(tempfile.mkdtemp(prefix="noise_recovery_"))
     start = time.monotonic()
     try:

@@ -123,15 +123,14 @@ def test_crops_lie_in_the_image_with_the_stated_areas_and_half_are_flipped() -> 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_colour_jitter_is_torchvisions_without_clipping(
-    channels: int, monkeypatch: pytest.MonkeyPatch
+    channels: int,
 ) -> None:
     batch = images(6, channels) // 4 + 96  # far enough from 0 and 255 that nothing clips
     factors = torch.tensor(
         [[1.2, 1.0, 1.0], [1.0, 0.7, 1.0], [1.0, 1.0, 0.7], [1.0, 1.0, 1.3], [0.9, 1.2, 0.8], [1, 1, 1]]
     )
-    monkeypatch.setattr(module, "_uniform", lambda *_: (factors - 0.7) / 0.6)
     augment = Augment("photo", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    out = augment._jitter(batch.float(), seeded())
+    out = augment._jitter(batch.float(), (factors - 0.7) / 0.6)
     for image, (brightness, contrast, saturation), got in zip(batch, factors.tolist(), out, strict=True):
         x = image.float().div(255).expand(3, -1, -1)
         x = tv.adjust_saturation(
@@ -140,6 +139,14 @@ def test_colour_jitter_is_torchvisions_without_clipping(
         torch.testing.assert_close(
             got, tv.normalize(x, list(augment.mean), list(augment.std)), atol=2e-3, rtol=0
         )
+
+
+@pytest.mark.parametrize("kind", ["photo", "drawing", "none"])
+def test_some_images_of_a_batch_are_augmented_as_in_the_whole_of_it(kind) -> None:
+    batch, augment = images(7), Augment(kind)
+    places = torch.tensor([1, 4, 5])
+    part = augment(batch[places], seeded(), places, 7)
+    torch.testing.assert_close(part, augment(batch, seeded())[places])
 
 
 def test_errors() -> None:

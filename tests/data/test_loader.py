@@ -12,7 +12,7 @@ from PIL import Image
 from prism_dml.data import loader as module
 from prism_dml.data.augment import Augment, AugmentKind
 from prism_dml.data.loader import Batch, CachedBatches, ImageBatches, StreamingBatches, open_images
-from prism_dml.data.sampling import PKSampler
+from prism_dml.data.sampling import PKSampler, Share
 from prism_dml.data.table import BytesImages, ImageTable
 
 # Newer Pythons warn of any fork in a process that has threads; torch's data loader forks by default.
@@ -165,6 +165,29 @@ def test_streaming_puts_another_of_the_class_in_an_unreadable_images_place(
     assert replaced >= 4
     evaluated = torch.cat([b.index for b in batches.evaluate(10)])
     assert evaluated.tolist() == [i for i in range(24) if i not in (3, 7)]
+
+
+@pytest.mark.parametrize("of", [2, 4, 7])
+@pytest.mark.parametrize(
+    ("cache", "kind"), [("memory", "photo"), ("stream", "photo"), ("stream", "drawing"), ("stream", "none")]
+)
+def test_the_shares_of_a_batch_are_the_batch(cache, kind, of: int) -> None:
+    """Unreadable images with them, batches that cannot be shared evenly, and processes with nothing to do."""
+    table = make_table(broken=() if cache == "memory" else tuple(range(0, 24, 4)))
+    batches = open_images(table, 16, Augment(kind), cache=cache, max_unreadable=0.3)
+    sampler = PKSampler(table.labels, 2, 3, seed=1)
+
+    def start(share: Share = module.WHOLE):
+        return batches.train(sampler, 5, start_step=2, share=share)
+
+    everyone = [start(Share(rank, of)) for rank in range(of)]
+    for whole in itertools.islice(start(), 6):
+        parts = [next(own) for own in everyone]
+        assert torch.equal(torch.cat([part.index for part in parts]), whole.index)
+        assert torch.equal(torch.cat([part.labels for part in parts]), whole.labels)
+        torch.testing.assert_close(torch.cat([part.images for part in parts]), whole.images)
+    numbers = [torch.cat([b.index for b in batches.evaluate(2, Share(rank, of))]) for rank in range(of)]
+    assert torch.equal(torch.cat(numbers).sort().values, torch.cat([b.index for b in batches.evaluate(2)]))
 
 
 def test_a_class_without_a_readable_image_leaves_its_places_empty() -> None:

@@ -75,7 +75,7 @@ def folder(table: ImageTable, tmp_path_factory: pytest.TempPathFactory):
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def settings() -> Callable[..., TrainConfig]:
     """Settings of a short run."""
     small: dict[str, Any] = {

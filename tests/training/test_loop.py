@@ -435,12 +435,6 @@ def test_streamed_and_cached_runs_are_the_same_where_nothing_is_random(
     pd.testing.assert_frame_equal(*samples)
 
 
-def test_several_devices_are_refused(table, settings, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="devices must be 1"):
-        train(table, settings(devices=2), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 def test_proxies_have_a_learning_rate_of_their_own(optimizer: str, table, settings) -> None:
     from prism_dml.methods.base import TrainingSet

@@ -27,9 +27,12 @@ def train(
         ValueError: the data cannot be read, the options do not fit together, or the run is not there.
     """
     from prism_dml.training import train as run_training
+    from prism_dml.training.ranks import is_first
 
     run = Path("runs") / data.stem if out is None else out
     result = run_training(data, config, run, resume)
+    if not is_first():  # of several that torchrun has started, one is enough to tell
+        return
     if json:
         print_json({"out": str(run), **result})
     else:

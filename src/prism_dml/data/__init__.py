@@ -15,7 +15,7 @@ from prism_dml.data.loader import (
 from prism_dml.data.noise import NoiseKind, corrupt_labels, corrupt_table, pixel_features, small_cluster
 from prism_dml.data.omniglot import omniglot_table
 from prism_dml.data.readers import read_table
-from prism_dml.data.sampling import PKSampler
+from prism_dml.data.sampling import WHOLE, PKSampler, Share
 from prism_dml.data.table import (
     BytesImages,
     FileImages,
@@ -28,6 +28,7 @@ from prism_dml.data.table import (
 from prism_dml.data.writers import write_table
 
 __all__ = [
+    "WHOLE",
     "Augment",
     "AugmentKind",
     "Batch",
@@ -41,6 +42,7 @@ __all__ = [
     "NoiseKind",
     "PKSampler",
     "SelectedImages",
+    "Share",
     "StreamingBatches",
     "corrupt_labels",
     "corrupt_table",

@@ -47,18 +47,29 @@ class Augment:
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"mean and std must have three numbers, std > 0, not {self.mean} and {self.std}")
 
-    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """(B, C, H, W) uint8 -> (B, 3, H, W) float32."""
+    def __call__(
+        self,
+        images: Tensor,
+        generator: torch.Generator | None = None,
+        places: Tensor | None = None,
+        total: int | None = None,
+    ) -> Tensor:
+        """(B, C, H, W) uint8 -> (B, 3, H, W) float32.
+
+        Images at `places` (B,) of a batch of `total` are augmented as they would be in the whole of it.
+        """
         assert images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] in (1, 3)
         pixels = images.float()
         if self.kind != "none" and len(images):
             assert generator is not None, "augmentation needs a generator"
             affine = _drawing_affine if self.kind == "drawing" else _crop_affine
-            theta = affine(len(images), generator).to(images.device)  # (B, 2, 3)
+            places = torch.arange(len(images)) if places is None else places
+            total = len(images) if total is None else total
+            theta = affine(total, generator)[places].to(images.device)  # (B, 2, 3)
             grid = affine_grid(theta, list(pixels.shape), align_corners=False)  # (B, H, W, 2)
             pixels = grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
             if self.kind == "photo":
-                return self._jitter(pixels, generator)
+                return self._jitter(pixels, _uniform(total, 3, generator)[places])
         return self._normalise(pixels)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
@@ -68,13 +79,13 @@ class Augment:
             return ((pixels - mean[0]) / std[0]).expand(-1, 3, -1, -1)
         return (pixels - mean) / std
 
-    def _jitter(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+    def _jitter(self, pixels: Tensor, drawn: Tensor) -> Tensor:
         """Brightness, contrast, saturation and normalisation as one linear map of the colours of each image.
 
-        Colours may leave [0, 1]: clipping would cost one more pass and teach nothing.
+        Colours may leave [0, 1]: clipping would cost one more pass and teach nothing. drawn: (B, 3) in [0, 1].
         """
         batch, channels = pixels.shape[:2]
-        factors = 0.7 + 0.6 * _uniform(batch, 3, generator).to(pixels.device)  # (B, 3)
+        factors = 0.7 + 0.6 * drawn.to(pixels.device)  # (B, 3)
         brightness, contrast, saturation = factors.view(batch, 3, 1, 1).unbind(1)  # each (B, 1, 1)
         luma = pixels.new_tensor(_LUMA if channels == 3 else [1.0])  # (C,)
         flat = pixels.flatten(2)  # (B, C, H * W)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prism_dml.data.augment import Augment
 from prism_dml.data.cache import fits_in_memory, load_images
-from prism_dml.data.sampling import PKSampler
+from prism_dml.data.sampling import WHOLE, PKSampler, Share
 from prism_dml.data.streaming import Step, TrainingOrder, stream
 from prism_dml.data.table import ImageTable, IntArray
 
@@ -45,11 +45,16 @@ class ImageBatches(Protocol):
     def select(self, indices: ArrayLike) -> ImageBatches:
         """The samples at `indices` (numbers or a mask) only, renumbered from 0; decoded images are shared."""
 
-    def train(self, sampler: PKSampler, seed: int, start_step: int = 0) -> Iterator[Batch]:
-        """Endless augmented batches of the sampler's epochs; batch s is a pure function of (seed, s)."""
+    def train(
+        self, sampler: PKSampler, seed: int, start_step: int = 0, share: Share = WHOLE
+    ) -> Iterator[Batch]:
+        """Endless augmented batches of the sampler's epochs; batch s is a pure function of (seed, s).
 
-    def evaluate(self, batch_size: int = 256) -> Iterator[Batch]:
-        """Every readable image once, in the order of the table, not augmented."""
+        Of several processes each gets its share of every batch, and all together what one alone would get.
+        """
+
+    def evaluate(self, batch_size: int = 256, share: Share = WHOLE) -> Iterator[Batch]:
+        """Every readable image once, in the order of the table, not augmented; whole batches are shared out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,21 +80,29 @@ class CachedBatches:
         chosen = np.arange(len(self.table))[np.asarray(indices)]
         return replace(self, table=self.table.select(chosen), rows=self.rows[torch.from_numpy(chosen)])
 
-    def train(self, sampler: PKSampler, seed: int, start_step: int = 0) -> Iterator[Batch]:
-        """Endless augmented batches of the sampler's epochs; batch s is a pure function of (seed, s)."""
+    def train(
+        self, sampler: PKSampler, seed: int, start_step: int = 0, share: Share = WHOLE
+    ) -> Iterator[Batch]:
+        """Endless augmented batches, or a share of each; see `ImageBatches.train`."""
         for step, indices in TrainingOrder(sampler, start_step):
-            yield self._batch(indices, self.augment, _generator(seed, step))
+            places = torch.tensor(share.places(len(indices)), dtype=torch.int64)
+            batch = self._batch(indices[places.numpy()])
+            images = self.augment(batch.images, _generator(seed, step), places, len(indices))
+            yield replace(batch, images=images)
 
-    def evaluate(self, batch_size: int = 256) -> Iterator[Batch]:
-        """Every image once, in the order of the table, not augmented."""
-        for indices in _slices(len(self.table), batch_size):
-            yield self._batch(indices, replace(self.augment, kind="none"))
+    def evaluate(self, batch_size: int = 256, share: Share = WHOLE) -> Iterator[Batch]:
+        """Every image once, in the order of the table, not augmented; whole batches are shared out."""
+        look = replace(self.augment, kind="none")
+        for indices in _slices(len(self.table), batch_size)[share.rank :: share.of]:
+            batch = self._batch(indices)
+            yield replace(batch, images=look(batch.images))
 
-    def _batch(self, indices: IntArray, augment: Augment, generator: torch.Generator | None = None) -> Batch:
+    def _batch(self, indices: IntArray) -> Batch:
+        """Images as they were decoded, (B, C, S, S) uint8."""
         index = torch.from_numpy(indices)
-        images = self.images[self.rows[index]].to(self.device)  # (B, C, S, S)
+        images = self.images[self.rows[index]].to(self.device)
         labels = torch.from_numpy(self.table.labels[indices])
-        return Batch(augment(images, generator), labels.to(self.device), index.to(self.device))
+        return Batch(images, labels.to(self.device), index.to(self.device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,15 +149,18 @@ class StreamingBatches:
         """The samples at `indices` (numbers or a mask) only, renumbered from 0."""
         return replace(self, table=self.table.select(indices))
 
-    def train(self, sampler: PKSampler, seed: int, start_step: int = 0) -> Iterator[Batch]:
-        """Endless augmented batches of the sampler's epochs; batch s is a pure function of (seed, s)."""
-        return self._batches(TrainingOrder(sampler, start_step), seed)
+    def train(
+        self, sampler: PKSampler, seed: int, start_step: int = 0, share: Share = WHOLE
+    ) -> Iterator[Batch]:
+        """Endless augmented batches, or a share of each; see `ImageBatches.train`."""
+        return self._batches(TrainingOrder(sampler, start_step), seed, share)
 
-    def evaluate(self, batch_size: int = 256) -> Iterator[Batch]:
-        """Every readable image once, in the order of the table, not augmented."""
-        return self._batches(list(enumerate(_slices(len(self.table), batch_size))), None)
+    def evaluate(self, batch_size: int = 256, share: Share = WHOLE) -> Iterator[Batch]:
+        """Every readable image once, in the order of the table, not augmented; whole batches are shared out."""
+        own = _slices(len(self.table), batch_size)[share.rank :: share.of]
+        return self._batches(list(enumerate(own)), None, WHOLE)
 
-    def _batches(self, order: Iterable[Step], seed: int | None) -> Iterator[Batch]:
+    def _batches(self, order: Iterable[Step], seed: int | None, share: Share) -> Iterator[Batch]:
         train = self.augment if seed is not None else replace(self.augment, kind="none")
         # The workers have done the photo's crop and flip; a drawing is bent here, as if it came from the
         # cache.
@@ -159,10 +175,12 @@ class StreamingBatches:
             workers=self.workers,
             max_unreadable=self.max_unreadable,
             pin_memory=self.device.type == "cuda",
+            share=share,
         )
-        for step, images, index in decoded:
+        for step, images, index, places, total in decoded:
             labels = torch.from_numpy(self.table.labels[index.numpy()])
-            images = augment(images.to(self.device, non_blocking=True), _generator(seed or 0, step))
+            images = images.to(self.device, non_blocking=True)
+            images = augment(images, _generator(seed or 0, step), places, total)
             yield Batch(images, labels.to(self.device), index.to(self.device))
 
 

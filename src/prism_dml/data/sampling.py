@@ -2,10 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of each batch that is one process's own, of several that train together.
+
+    Args:
+        rank: number of the process, from 0.
+        of: number of processes, at least 1.
+    """
+
+    rank: int = 0
+    of: int = 1
+
+    def largest(self, total: int) -> int:
+        """Samples in the largest part of a batch of `total`."""
+        return -(-total // self.of)
+
+    def places(self, total: int) -> range:
+        """Where in a batch of `total` this part is; the last parts may be shorter than the others, or empty."""
+        size = self.largest(total)
+        return range(min(self.rank * size, total), min((self.rank + 1) * size, total))
+
+
+WHOLE = Share()
+"""Where one process trains alone."""
 
 
 class PKSampler:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torchvision.transforms import v2
 
 from prism_dml.data.cache import NAMED_UNREADABLE
 from prism_dml.data.decode import read_image, square
-from prism_dml.data.sampling import PKSampler
+from prism_dml.data.sampling import WHOLE, PKSampler, Share
 from prism_dml.data.table import ImageTable, IntArray
 
 logger = logging.getLogger("prism_dml")
@@ -27,6 +28,20 @@ STAND_INS = 8
 
 Step = tuple[int, IntArray]
 """A step's number and the sample numbers of its batch."""
+
+
+class Decoded(NamedTuple):
+    """What is readable of a batch, or of one process's share of it."""
+
+    step: int
+    images: Tensor
+    """(B, 3, S, S) uint8."""
+    samples: Tensor
+    """(B,) int64 sample numbers."""
+    places: Tensor
+    """(B,) int64 places in the whole batch."""
+    total: int
+    """Size of the whole batch."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +70,8 @@ def stream(
     workers: int,
     max_unreadable: float,
     pin_memory: bool = False,
-) -> Iterator[tuple[int, Tensor, Tensor]]:
+    share: Share = WHOLE,
+) -> Iterator[Decoded]:
     """Decode the batches of `order`, unreadable images named on the log and left out.
 
     Args:
@@ -68,14 +84,15 @@ def stream(
         workers: number of processes; 0: this one.
         max_unreadable: share in [0, 1] of the images seen that may be unreadable.
         pin_memory: put batches into page-locked memory.
+        share: the part of each batch to decode. Of several, even an empty one is yielded: the others wait for it.
 
     Yields:
-        the step, images (B, 3, S, S) uint8 and their sample numbers (B,) int64.
+        what is readable of each batch.
 
     Raises:
         ValueError: the share of unreadable images passed `max_unreadable`.
     """
-    decoder = _Decoder(table, size, resize_size, seed, crop)
+    decoder = _Decoder(table, size, resize_size, seed, crop, share)
     seen = _Seen(len(table), max_unreadable)
     # One item is one whole batch, so its content cannot depend on which worker makes it.
     loader = DataLoader(
@@ -87,32 +104,35 @@ def stream(
         # Otherwise it draws seeds for its workers, which nobody uses, from the global generator.
         generator=torch.Generator(),
     )
-    for step, images, index, failures in loader:
-        seen.add(index, failures)
-        if len(index):
-            yield step, images, index
+    for batch, failures in loader:
+        seen.add(batch.samples, failures)
+        if len(batch.samples) or share.of > 1:
+            yield batch
     seen.close()
 
 
-class _Decoder(Dataset[tuple[int, Tensor, Tensor, dict[int, str]]]):
-    """What a worker does: a step to its images, sample numbers and the errors of unreadable samples."""
+class _Decoder(Dataset[tuple[Decoded, dict[int, str]]]):
+    """What a worker does: a step to its images and the errors of unreadable samples."""
 
-    def __init__(self, table: ImageTable, size: int, resize_size: int, seed: int | None, crop: bool) -> None:
+    def __init__(
+        self, table: ImageTable, size: int, resize_size: int, seed: int | None, crop: bool, share: Share
+    ) -> None:
         assert seed is not None or not crop
         self.table = table
         self.size = size
         self.resize_size = resize_size
         self.seed = seed
+        self.share = share
         flip = v2.RandomHorizontalFlip()
         self.crop = v2.Compose([v2.RandomResizedCrop(size, scale=(0.2, 1.0)), flip]) if crop else None
 
-    def __getitem__(self, item: Step) -> tuple[int, Tensor, Tensor, dict[int, str]]:
+    def __getitem__(self, item: Step) -> tuple[Decoded, dict[int, str]]:
         step, indices = item
         failures: dict[int, str] = {}
-        images, index = [], []
-        for position, wanted in enumerate(indices):
-            rng = np.random.default_rng((self.seed or 0, step, position))
-            for i in self._candidates(int(wanted), rng):
+        images, index, places = [], [], []
+        for place in self.share.places(len(indices)):
+            rng = np.random.default_rng((self.seed or 0, step, place))
+            for i in self._candidates(int(indices[place]), rng):
                 try:
                     image = read_image(self.table, i)
                 except ValueError as error:
@@ -120,9 +140,11 @@ class _Decoder(Dataset[tuple[int, Tensor, Tensor, dict[int, str]]]):
                     continue
                 images.append(self._transform(image, rng))
                 index.append(i)
+                places.append(place)
                 break
         batch = torch.stack(images) if images else torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
-        return step, batch, torch.tensor(index, dtype=torch.int64), failures
+        numbers, at = (torch.tensor(column, dtype=torch.int64) for column in (index, places))
+        return Decoded(step, batch, numbers, at, len(indices)), failures
 
     def _candidates(self, wanted: int, rng: np.random.Generator) -> Iterator[int]:
         """The sample that is wanted, then, in training, others of its class."""

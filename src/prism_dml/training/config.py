@@ -33,7 +33,7 @@ class TrainConfig(MethodConfig):
         cache: memory (decode once), stream (decode each time), or auto.
         workers: Processes that decode streamed images.
         accelerator: auto, cpu, cuda or mps.
-        devices: Number of devices.
+        devices: Number of devices of this machine, each with a process that embeds its share of every batch.
         precision: 32-true or bf16-mixed.
         seed: Of every random choice.
     """

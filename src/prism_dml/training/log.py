@@ -29,3 +29,13 @@ class Log:
     def size(self) -> int:
         """Bytes written so far."""
         return self.path.stat().st_size
+
+
+class NoLog(Log):
+    """What processes other than the first write to."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Nothing."""

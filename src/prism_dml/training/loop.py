@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import nn
 from torch.optim import Optimizer
 
@@ -22,9 +21,11 @@ from prism_dml.methods.registry import find_method
 from prism_dml.models import Embedder
 from prism_dml.training.checkpoint import FILE, load_checkpoint, save_checkpoint
 from prism_dml.training.config import TrainConfig
-from prism_dml.training.log import Log
+from prism_dml.training.launch import launch
+from prism_dml.training.log import Log, NoLog
 from prism_dml.training.measure import embed_all, validate
 from prism_dml.training.progress import RunProgress
+from prism_dml.training.ranks import accelerator_for_several, is_launched, join
 from prism_dml.training.result import finish, save_networks
 from prism_dml.training.sources import open_sources
 from prism_dml.training.stop import StopRequest
@@ -35,10 +36,12 @@ class RunStopped(KeyboardInterrupt):
     """A run was asked to stop and has left a checkpoint; `signal` is what asked."""
 
     def __init__(self, number: int, step: int, out: Path) -> None:
-        self.signal = number
-        super().__init__(
-            f"{signal.Signals(number).name}: stopped after step {step}; --resume goes on from {out / FILE}"
-        )
+        super().__init__(number, step, out)
+        self.signal, self.step, self.out = number, step, out
+
+    def __str__(self) -> str:
+        name = signal.Signals(self.signal).name
+        return f"{name}: stopped after step {self.step}; --resume goes on from {self.out / FILE}"
 
 
 def train(
@@ -51,6 +54,9 @@ def train(
     seed), samples.parquet (a judgement on each training sample, if the method selects) and, until the run is finished,
     a checkpoint.
 
+    With several devices, each has a process of its own: a script then calls this under `if __name__ == "__main__":`.
+    Processes that torchrun has started share the work as they are; the data and the folder must be there for all.
+
     Args:
         data: folder, CSV or parquet, or a table that was read from one; its split "train", if it has splits.
         config: settings.
@@ -62,17 +68,18 @@ def train(
 
     Raises:
         ValueError: bad data or settings, a folder that holds another run, a loss that is not finite.
+        ChildProcessError: one of several processes was killed.
         RunStopped: SIGINT or SIGTERM came; the folder has a checkpoint.
     """
     out = Path(out)
     method_class = find_method(config.method)
-    if config.devices != 1:
-        raise ValueError(
-            f"training on several devices is not possible yet: devices must be 1, not {config.devices}"
-        )
     if not resume and ((out / "run.json").exists() or (out / FILE).exists()):
         raise ValueError(f"{out} already holds a run: take another folder, or go on with --resume")
-    fabric = Fabric(accelerator=config.accelerator, devices=config.devices, precision=config.precision)
+    if config.devices > 1 and not is_launched():
+        accelerator_for_several(config)  # before processes are started in vain
+        result: dict[str, Any] = launch(config.devices, train, data, config, out, resume)
+        return result
+    fabric, ranks = join(config)
     table = (data if isinstance(data, ImageTable) else read_table(data)).split("train")
 
     embedder = Embedder(
@@ -83,13 +90,14 @@ def train(
         weights=config.weights,
         seed=config.seed,
     )
-    with RunProgress("decoding", len(table)) as show:
+    with RunProgress("decoding", len(table), shown=ranks.first) as show:
         clean_only = method_class.clean_only
         sources = open_sources(table, config, embedder.transform, clean_only, fabric.device, show.reach)
     samples = sources.train.table
     method = method_class(
         embedder, TrainingSet(torch.from_numpy(samples.labels), samples.num_classes), config
     )
+    ranks.connect(method, fabric.device)
     optimizer = make_optimizer(method, config)
     learner, optimizer = fabric.setup(method, optimizer)
     sampler = PKSampler(samples.labels, config.classes_per_batch, config.samples_per_class, config.seed)
@@ -97,28 +105,33 @@ def train(
     tally = Tally(len(samples), None if noisy is None else torch.from_numpy(noisy)).to(fabric.device)
     modules = {"method": method, "tally": tally}
     settings = asdict(config) | {"num_samples": len(samples), "num_classes": samples.num_classes}
-    settings["data"] = _fingerprint(table)
+    settings |= {"data": _fingerprint(table), "devices": ranks.share.of}
 
     out.mkdir(parents=True, exist_ok=True)
     start, best, log_bytes = 0, -math.inf, 0
     if resume:
         notes = load_checkpoint(out, modules, optimizer)
-        if notes["settings"] != settings:
-            changed = [key for key in settings if notes["settings"].get(key) != settings[key]]
+        changed = [key for key in settings if notes["settings"].get(key) != settings[key]]
+        if set(changed) - {"devices"}:  # one process, or several, can go on with what the other began
             raise ValueError(f"{out} holds a run with other settings or data: {', '.join(changed)}")
         start, best, log_bytes = notes["step"], notes["best"], notes["log_bytes"]
 
+    ranks.start_equal(method, settings | {"step": start})
+
     def embed(network: nn.Module) -> torch.Tensor:
-        return embed_all(network, sources.train)
+        return embed_all(network, sources.train, ranks)
 
     def checkpoint(step: int) -> None:
-        notes = {"settings": settings, "step": step, "best": best, "log_bytes": log.size()}
-        save_checkpoint(out, modules, optimizer, notes)
+        if ranks.first:
+            notes = {"settings": settings, "step": step, "best": best, "log_bytes": log.size()}
+            save_checkpoint(out, modules, optimizer, notes)
 
-    log = Log(out / "metrics.jsonl", log_bytes)
-    batches = sources.train.train(sampler, config.seed, start)
+    log = Log(out / "metrics.jsonl", log_bytes) if ranks.first else NoLog()
+    shares = sources.train.train(sampler, config.seed, start, ranks.share)
+    batch_size = config.classes_per_batch * config.samples_per_class
+    batches = ranks.batches(shares, torch.from_numpy(samples.labels), batch_size)
     steps = config.steps * method.rounds
-    with StopRequest() as stop, RunProgress(config.method, steps, start) as show:
+    with StopRequest() as stop, RunProgress(config.method, steps, start, ranks.first) as show:
         for step in range(start, steps):
             if step % config.steps == 0:
                 method.on_round_start(step // config.steps, embed)
@@ -131,12 +144,14 @@ def train(
             method.train()
             set_learning_rate(optimizer, config, step % config.steps)
 
-            loss, kept = learner(batch.images, batch.labels, batch.index)
+            with ranks.gathering():
+                loss, kept = learner(batch.images, batch.labels, batch.index)
             if kept.any():  # else there is nothing to learn from: no update, nothing remembered
                 if not torch.isfinite(loss):
                     raise ValueError(f"the loss is {loss.item()} at step {step + 1}: a lower lr may help")
                 optimizer.zero_grad()
                 fabric.backward(loss)
+                ranks.average_gradients(method)
                 optimizer.step()
                 method.on_update()
             tally.add(loss, kept, batch.index)
@@ -150,19 +165,20 @@ def train(
                 show.record(record)
             measured = done > steps - config.steps and (done % config.validate_every == 0 or finished)
             if sources.validation is not None and measured:
-                precision = validate(method.embedder, sources.validation)
+                precision = validate(method.embedder, sources.validation, ranks)
                 log.write({"step": done, "validation_precision_at_1": precision})
                 show.record({"validation_precision_at_1": precision})
                 if precision >= best:
                     best = precision
-                    save_networks(method, out)
-            stopped_by = stop.signal  # read once: a signal may come at any moment
+                    if ranks.first:
+                        save_networks(method, out)
+            stopped_by = ranks.agree(stop.signal)  # read once: a signal may come at any moment
             if stopped_by is not None or done % config.checkpoint_every == 0 or finished:
                 checkpoint(done)
             if stopped_by is not None and not finished:
                 raise RunStopped(stopped_by, done, out)
 
-    return finish(out, method, sources, tally, settings, best)
+    return finish(out, method, sources, tally, settings, best, ranks)
 
 
 def make_optimizer(method: Method, config: TrainConfig) -> Optimizer:

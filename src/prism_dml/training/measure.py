@@ -8,25 +8,30 @@ from torch import Tensor, nn
 from prism_dml.data import ImageBatches
 from prism_dml.models import Embedder
 from prism_dml.retrieval import retrieval_metrics
+from prism_dml.training.ranks import ALONE, Ranks
 
 
 @torch.no_grad()
-def embed_all(network: nn.Module, images: ImageBatches) -> Tensor:
+def embed_all(network: nn.Module, images: ImageBatches, ranks: Ranks = ALONE) -> Tensor:
     """What a network (images -> vectors) makes of every sample without augmentation.
 
-    (N, D) on the device; zeros for an unreadable image.
+    (N, D) on the device; zeros for an unreadable image. ranks: processes that each embed a part; all of them get all.
     """
     training = network.training
     network.eval()
-    rows = [(batch.index, network(batch.images)) for batch in images.evaluate()]
+    rows = [(batch.index, network(batch.images)) for batch in images.evaluate(share=ranks.share)]
     network.train(training)
-    index, embeddings = (torch.cat(column) for column in zip(*rows, strict=True))
-    return embeddings.new_zeros(len(images.table), embeddings.shape[1]).index_copy(0, index, embeddings)
+    width = ranks.largest(rows[0][1].shape[1] if rows else 0)
+    device = next(network.parameters()).device
+    embeddings = torch.zeros(len(images.table), width, device=device)  # (N, D)
+    for index, vectors in rows:
+        embeddings[index] = vectors
+    return ranks.total(embeddings)
 
 
-def validate(embedder: Embedder, images: ImageBatches) -> float:
+def validate(embedder: Embedder, images: ImageBatches, ranks: Ranks = ALONE) -> float:
     """Precision@1 among the validation images, by given labels: the truth is never asked."""
-    embeddings, labels = embed_all(embedder, images), torch.from_numpy(images.table.labels)
+    embeddings, labels = embed_all(embedder, images, ranks), torch.from_numpy(images.table.labels)
     readable = (embeddings.abs().sum(dim=1) > 0).cpu()
     metrics = retrieval_metrics(embeddings[readable], labels[readable])
     return float(metrics["precision_at_1"])

@@ -15,7 +15,7 @@ from rich.text import Text
 class RunProgress:
     """Steps done, images/s, time left, and the newest record of the log; silent where nobody watches."""
 
-    def __init__(self, title: str, steps: int, done: int = 0) -> None:
+    def __init__(self, title: str, steps: int, done: int = 0, shown: bool = True) -> None:
         console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -28,7 +28,8 @@ class RunProgress:
         )
         self._task = self._bar.add_task(title, total=steps, completed=done, rate="")
         self._facts = Text()
-        self._live = Live(Group(self._bar, self._facts), console=console) if console.is_terminal else None
+        shown = shown and console.is_terminal
+        self._live = Live(Group(self._bar, self._facts), console=console) if shown else None
         self._recent: deque[tuple[float, int]] = deque(maxlen=30)
         self._images = 0
         self._known: dict[str, float] = {}

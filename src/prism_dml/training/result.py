@@ -15,6 +15,7 @@ from prism_dml.models import save
 from prism_dml.training.checkpoint import FILE
 from prism_dml.training.judgement import judge_samples
 from prism_dml.training.measure import embed_all
+from prism_dml.training.ranks import ALONE, Ranks
 from prism_dml.training.sources import Sources
 from prism_dml.training.tally import Tally
 
@@ -32,16 +33,19 @@ def finish(
     tally: Tally,
     settings: dict[str, Any],
     best: float,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Write what a finished run leaves behind, and remove its checkpoint; the result, as in run.json."""
-    if sources.validation is None:
+    if sources.validation is None and ranks.first:
         save_networks(method, out)
     result: dict[str, Any] = {"steps": settings["steps"], "last_decisions": tally.final()}
     if sources.validation is not None:
         result["validation_precision_at_1"] = best
     if method.selects:
-        judged, rate = judge_samples(method, embed_all(method.embedder, sources.train), sources.train.table)
-        judged.to_parquet(out / "samples.parquet", index=False)
+        embeddings = embed_all(method.embedder, sources.train, ranks)
+        judged, rate = judge_samples(method, embeddings, sources.train.table)
+        if ranks.first:
+            judged.to_parquet(out / "samples.parquet", index=False)
         result["noise_rate_estimate"] = rate
         if sources.train.table.is_noisy is not None:
             keep, clean = judged["keep"].to_numpy(), ~sources.train.table.is_noisy
@@ -49,6 +53,13 @@ def finish(
                 "purity": float(clean[keep].mean()) if keep.any() else None,
                 "clean_recall": float(keep[clean].mean()) if clean.any() else None,
             }
+    if ranks.first:
+        _write_run(out, sources, settings, result)
+    return result
+
+
+def _write_run(out: Path, sources: Sources, settings: dict[str, Any], result: dict[str, Any]) -> None:
+    """Write run.json, with which the run is finished, and remove the checkpoint."""
     versions = {
         "prism_dml": prism_dml.__version__,
         "torch": torch.__version__,
@@ -64,4 +75,3 @@ def finish(
     temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(out / "run.json")
     (out / FILE).unlink(missing_ok=True)
-    return result

@@ -1,0 +1,168 @@
+"""One process and two, which share each batch, train the same model."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from timm.layers.norm_act import BatchNormAct2d
+
+from prism_dml.training import train
+from prism_dml.training.launch import launch
+
+
+def files(out: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+
+
+def records(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def several():
+    """The module that processes import too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parent))
+        import several
+
+        yield several
+    del sys.modules["several"]
+
+
+# Nine images in a batch, which two processes cannot share evenly.
+LONG = {"classes_per_batch": 3, "steps": 50, "noise_rate": "auto", "validate_every": 20}
+OPTIONS = {
+    "mcl": LONG,
+    "float32": {"steps": 12, "lr": 1e-4},
+    "soft triple": {"method": "prism-soft-triple", "similarity": "proxy", "cache": "stream", "workers": 1},
+    "rejected": {"log_every": 1, "checkpoint_every": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(several, folder: Path, settings, tmp_path_factory: pytest.TempPathFactory):
+    """Each run of OPTIONS by one process and by two, in folders "NAME 1" and "NAME 2"; and some that are stopped."""
+    root = tmp_path_factory.mktemp("runs")
+
+    def job(name: str, devices: int, **more):
+        options = {**OPTIONS[name], "devices": devices, "bank_size": 30}
+        more |= {"double": name != "float32", "all_rejected": (5, 6) if name == "rejected" else ()}
+        more.setdefault("out", root / f"{name} {devices}")
+        return several.Job(settings(**options), **more)
+
+    two = [job(name, 2) for name in OPTIONS]
+    two += [
+        job("soft triple", 2, out=root / "stopped", stop_after=5),
+        job("soft triple", 2, out=root / "stopped", resume=True),
+        job("mcl", 2, out=root / "handed on", stop_after=20),
+    ]
+    answers, norms = launch(2, several.everything, folder, two)
+    for name in OPTIONS:
+        several.do(folder, job(name, 1))
+    several.do(folder, job("mcl", 1, out=root / "handed on", resume=True))
+    return root, answers, norms
+
+
+def assert_same_run(one: Path, other: Path, rtol: float = 1e-6, atol: float = 1e-6) -> None:
+    states = [load_file(run.with_suffix(".0")) for run in (one, other)]
+    assert states[0].keys() == states[1].keys()
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, rtol=rtol, atol=atol, equal_nan=True, msg=key)
+    assert any("bank.embeddings" in key for key in states[0]) and any("rule" in key for key in states[0])
+    for a, b in zip(records(one), records(other), strict=True):
+        assert a == pytest.approx(b, rel=10 * rtol, abs=atol)
+    samples = [pd.read_parquet(run / "samples.parquet") for run in (one, other)]
+    pd.testing.assert_frame_equal(*samples, rtol=10 * rtol, atol=10 * atol)
+    models = [load_file(next((run / "model").glob("*.safetensors"))) for run in (one, other)]
+    for key, value in models[0].items():
+        torch.testing.assert_close(models[1][key], value, rtol=rtol, atol=atol, msg=key)
+
+
+@pytest.mark.parametrize("name", ["mcl", "soft triple", "rejected"])
+def test_two_processes_train_what_one_does(name: str, runs) -> None:
+    """Parameters, memory, thresholds, log and judgement, after 50 steps."""
+    root, _, _ = runs
+    assert_same_run(root / f"{name} 1", root / f"{name} 2")
+
+
+def test_in_single_precision_they_differ_by_rounding(runs) -> None:
+    root, _, _ = runs
+    assert_same_run(root / "float32 1", root / "float32 2", rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_each_process_holds_the_same(name: str, runs) -> None:
+    root, _, _ = runs
+    states = [load_file((root / f"{name} 2").with_suffix(f".{rank}")) for rank in (0, 1)]
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, rtol=0, atol=0, equal_nan=True, msg=key)
+
+
+def test_steps_with_all_rejected_are_left_out_by_all(runs) -> None:
+    root, _, _ = runs
+    rejected = {line["step"]: line["rejected"] for line in records(root / "rejected 2") if "rejected" in line}
+    assert rejected[5] == rejected[6] == 1 and rejected[7] < 1
+
+
+def test_a_signal_to_one_process_stops_all_and_they_go_on_as_if_it_had_not_come(runs) -> None:
+    root, answers, _ = runs
+    assert "SIGTERM: stopped after step 5; --resume" in answers[len(OPTIONS)]
+    assert files(root / "stopped") == files(root / "soft triple 2")
+
+
+def test_one_process_goes_on_with_what_two_began(runs) -> None:
+    root, answers, _ = runs
+    assert "stopped after step 20" in answers[-1]
+    assert_same_run(root / "mcl 1", root / "handed on")
+    document = json.loads((root / "handed on" / "run.json").read_text())
+    assert document["settings"]["devices"] == 1
+    assert json.loads((root / "mcl 2" / "run.json").read_text())["settings"]["devices"] == 2
+
+
+@pytest.mark.parametrize("count", [5, 1])
+def test_batch_norm_over_shares_is_batch_norm_of_the_batch(count: int, several, runs) -> None:
+    """With one image, the second process has none."""
+    _, _, norms = runs
+    images, towards = several.norm_inputs(count)
+    for norm, parts in zip(
+        (torch.nn.BatchNorm2d(3, momentum=None), BatchNormAct2d(3, affine=False)), norms[count], strict=True
+    ):
+        norm.double()
+        for _ in range(2):
+            x = images.clone().requires_grad_()
+            norm.zero_grad()
+            y = norm(x)
+            (y * towards).sum().backward()
+        np.testing.assert_allclose(np.concatenate([part[0] for part in parts]), y.detach(), atol=1e-9)
+        np.testing.assert_allclose(np.concatenate([part[1] for part in parts]), x.grad, atol=1e-9)
+        state = [*(p.grad for p in norm.parameters()), *norm.state_dict().values()]
+        for part in parts:
+            for got, expected in zip(part[2:], state, strict=True):
+                np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "options", "message"),
+    [
+        (1, {"devices": 2, "accelerator": "auto"}, "devices is 2, but this machine has 1 GPUs"),
+        (0, {"devices": 2, "accelerator": "cuda"}, "devices is 2, but this machine has 0 GPUs"),
+        (0, {"devices": 2, "accelerator": "mps"}, "devices must be 1"),
+    ],
+)
+def test_more_devices_than_there_are(gpus, options, message, folder, settings, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(ValueError, match=message):
+        train(folder, settings(**options), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_devices_than_were_launched(folder, settings, monkeypatch, tmp_path: Path) -> None:
+    for name, value in {"RANK": 0, "WORLD_SIZE": 3, "MASTER_ADDR": "localhost", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(ValueError, match="3 processes were launched on this machine, but devices is 2"):
+        train(folder, settings(devices=2), tmp_path / "run")
