@@ -116,8 +116,11 @@ class Comparison:
 
     def counts(self) -> dict[str, int]:
         """How many runs there are, tuning included, have succeeded, and have failed."""
-        keys = {job.key for job in [*self.tuning(), *self.runs()]}
-        total = len(keys) + sum(place.job is None for place in self.places())
+        places = self.places()
+        keys = {
+            job.key for job in [*self.tuning(), *(place.job for place in places if place.job is not None)]
+        }
+        total = len(keys) + sum(place.job is None for place in places)
         return {
             "runs": total,
             "succeeded": len(keys & done(self.records).keys()),
@@ -127,13 +130,11 @@ class Comparison:
     def write(self) -> None:
         """Write the table and the pictures of what is known so far."""
         results = done(self.records)
+        keys = {job.key for job in [*self.tuning(), *self.runs()]}
         pictures = draw_plots(self.protocol, self.places(), self.tuning(), results, self.out / PLOTS)
-        lost = [record for key, record in failed(self.records).items() if key in self._keys()]
+        lost = [record for key, record in failed(self.records).items() if key in keys]
         facts = Facts(self.command, [picture.relative_to(self.out).as_posix() for picture in pictures], lost)
         write_table(self.out / TABLE, self.protocol, self.places(), results, facts)
-
-    def _keys(self) -> set[str]:
-        return {job.key for job in [*self.tuning(), *self.runs()]}
 
     def _record(self, job: Job, result: dict[str, Any]) -> None:
         record: Record = {"key": job.key, "kind": job.kind, "data": job.data, "noise_kind": job.noise}

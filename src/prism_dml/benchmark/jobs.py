@@ -79,7 +79,7 @@ class Place:
 
 
 def tuning_jobs(protocol: Protocol, data: DataSet, row: Row) -> list[Job]:
-    """The runs by which a row's learning rate is chosen, those of its tuning group; none if it has a rate of its own."""
+    """The runs that choose a row's learning rate, those of its tuning group; none if it has a rate of its own."""
     rule = protocol.tuning
     if rule is None or not row.is_tuned:
         return []
