@@ -47,7 +47,7 @@ def set_at(fields, path, value):
         (("rows", 0, "metod"), "mcl", r"rows\[0\]: unknown field 'metod': did you mean method"),
         (("rows", 1, "method"), "prism", r"rows\[1\]: unknown method 'prism'"),
         (("rows", 1, "name"), "MCL", "rows: one or more are needed, each with a name of its own"),
-        (("rows", 1, "settings"), {"similarity": "far"}, "settings of 'PRISM' on tiny.similarity: expected one of centre"),
+        (("rows", 1, "settings"), {"similarity": "far"}, "'PRISM' on tiny.similarity: expected one of centre"),
         (("rows", 1, "settings"), {"window": 0}, "settings of 'PRISM' on tiny: window must be at least 1"),
         (("recipe", "steps"), "many", "tiny.steps: expected a whole number, not 'many'"),
         (("recipe", "stepz"), 3, "unknown field 'stepz': did you mean steps"),
