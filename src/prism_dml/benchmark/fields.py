@@ -72,6 +72,9 @@ def _dataclass(kind: Any, value: Any, where: str) -> Any:
 
 
 def _union(kind: Any, value: Any, where: str) -> Any:
+    members = [member for member in get_args(kind) if member is not types.NoneType]
+    if value is not None and len(members) == 1:  # what is wrong inside is told best by the member itself
+        return from_yaml(members[0], value, where)
     for member in get_args(kind):
         try:
             return from_yaml(member, value, where)

@@ -9,7 +9,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from prism_dml.benchmark.jobs import Place, choose, tuning_jobs
-from prism_dml.benchmark.protocol import Protocol, Row
+from prism_dml.benchmark.protocol import RAW_PIXELS, Protocol, Row
 from prism_dml.benchmark.results import Record
 
 HEADER = (
@@ -90,7 +90,9 @@ def _section(protocol: Protocol, places: Sequence[Place], results: dict[str, Rec
     runs: dict[str, dict[int, Record]] = {row.name: {} for row in protocol.rows}
     for place in places:
         if place.job is not None and place.job.key in results:
-            runs[place.row.name][place.seed] = results[place.job.key]
+            # Raw pixels have no seed: one run stands at each.
+            seed = place.job.seed if place.row.method == RAW_PIXELS else place.seed
+            runs[place.row.name][seed] = results[place.job.key]
     rows = [row for row in protocol.rows if runs[row.name]]
     if not rows:
         return ["Nothing is finished yet."]
@@ -103,7 +105,7 @@ def _section(protocol: Protocol, places: Sequence[Place], results: dict[str, Rec
     lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
     for row in rows:
         mine = runs[row.name]
-        cells = [row.name, str(len(mine)) if row.method != "raw-pixels" else ""]
+        cells = [row.name, str(len(mine)) if row.method != RAW_PIXELS else ""]
         for metric in means:
             text = spread(_metric(mine, metric))
             top = row in contest and means[metric][row.name] == best[metric]
@@ -142,7 +144,7 @@ def _gaps(protocol: Protocol, runs: dict[str, dict[int, Record]], row: Row, metr
     ]
     closed = []
     for seed, record in runs[row.name].items():
-        if row.method != "raw-pixels" and all(seed in end for end in ends):
+        if row.method != RAW_PIXELS and all(seed in end for end in ends):
             low, high = (end[seed]["metrics"][metric] for end in ends)
             if high > low:
                 closed.append((record["metrics"][metric] - low) / (high - low))
