@@ -64,5 +64,5 @@ def _variable(file: Path, name: str) -> Any:
         raise ValueError(f"{file}: the file is missing; it is a part of Cars-196")
     try:
         return loadmat(str(file), squeeze_me=True)[name].reshape(-1)
-    except (MatReadError, KeyError, ValueError, TypeError, NotImplementedError) as error:
+    except (MatReadError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"{file}: not a MATLAB file with a variable {name}: {error}") from error
