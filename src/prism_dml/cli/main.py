@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "Measure how well a trained model retrieves images of classes it has never seen.",
     "embed": "Write the embeddings of a data set to a file.",
     "corrupt": "Make some labels of a data set wrong, on purpose, for experiments.",
+    "benchmark": "Compare methods on the same wrong labels: methods x noise x seeds, resumable.",
 }
 
 

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+from prism_dml.data.cars import is_cars, read_cars
 from prism_dml.data.csv_list import read_csv
+from prism_dml.data.cub import is_cub, read_cub
 from prism_dml.data.folder import read_folder
+from prism_dml.data.food import is_food, is_food_list, read_food, read_food_list
 from prism_dml.data.parquet import parquet_shards, read_parquet
+from prism_dml.data.products import is_products, read_products
 from prism_dml.data.table import ImageTable
+
+PUBLISHED: list[tuple[Callable[[Path], bool], Callable[[Path], ImageTable]]] = [
+    (is_cub, read_cub),
+    (is_cars, read_cars),
+    (is_products, read_products),
+    (is_food, read_food),
+]
+"""Folders of published data sets: how one is recognised, and its reader."""
 
 
 def read_table(path: str | Path, split: str | None = None) -> ImageTable:
@@ -15,7 +28,8 @@ def read_table(path: str | Path, split: str | None = None) -> ImageTable:
 
     Args:
         path: a folder of class folders (perhaps under train/ and test/), a `.csv`, `.tsv` or `.txt` list
-            (see `read_csv`), or a `.parquet` file or folder of shards (see `read_parquet`).
+            (see `read_csv`), a `.parquet` file or folder of shards (see `read_parquet`), or the unpacked folder of
+            CUB-200-2011, Cars-196, Stanford Online Products, Food-101 or Food-101N (or a list in its meta/).
         split: only this split, with its own classes; all samples if the data names no splits.
 
     Returns:
@@ -30,13 +44,16 @@ def read_table(path: str | Path, split: str | None = None) -> ImageTable:
 
 def _read(path: Path) -> ImageTable:
     if path.is_dir():
+        for recognises, read in PUBLISHED:
+            if recognises(path):
+                return read(path)
         shards = parquet_shards(path)
         return read_parquet(shards) if shards else read_folder(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file or folder")
     kind = path.suffix.lower()
     if kind in (".csv", ".tsv", ".txt"):
-        return read_csv(path)
+        return read_food_list(path) if is_food_list(path) else read_csv(path)
     if kind == ".parquet":
         return read_parquet([path])
     raise ValueError(f"{path}: the data must be a folder of class folders, .csv, .tsv, .txt or .parquet")

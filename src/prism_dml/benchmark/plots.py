@@ -1,0 +1,185 @@
+"""Pictures of a comparison."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from prism_dml.benchmark.jobs import Job, Place
+from prism_dml.benchmark.protocol import Protocol
+from prism_dml.benchmark.results import Record
+
+# Okabe and Ito (2008), as in the other pictures; with line styles and marks they tell 28 rows apart.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#7F7F7F")
+STYLES = (("-", "o"), ("--", "s"), ("-.", "^"), (":", "D"))
+DPI = 144
+Curve = tuple[list[float], list[float]]
+
+
+def draw_plots(
+    protocol: Protocol,
+    places: Sequence[Place],
+    tuning: Sequence[Job],
+    results: dict[str, Record],
+    folder: Path,
+) -> list[Path]:
+    """Draw all pictures for which there are results.
+
+    For each data set and kind of noise Precision@1 against the rate; for each data set the Precision@1 on validation
+    classes over training, of the tuning's chosen runs; for each data set and noise purity and recall of the kept
+    labels over training.
+
+    Args:
+        protocol: the comparison.
+        places: of its grid.
+        tuning: the runs of its tuning.
+        results: successful records by key.
+        folder: where to; made if there is something to draw.
+
+    Returns:
+        The files.
+    """
+    order = {row.name: place for place, row in enumerate(protocol.rows)}
+    known = [(p, results[p.job.key]) for p in places if p.job is not None and p.job.key in results]
+    pictures: list[Path] = []
+    for data in dict.fromkeys(p.data for p, _ in known):
+        mine = [(p, record) for p, record in known if p.data == data]
+        for noise in dict.fromkeys(p.noise for p, _ in mine if p.noise != "none"):
+            file = folder / f"{data}_{noise}_precision.png"
+            pictures += _precision(
+                file, f"{data}, {noise} noise", order, [m for m in mine if m[0].noise in (noise, "none")]
+            )
+        for noise, rate in dict.fromkeys((p.noise, p.rate) for p, _ in mine):
+            share = "" if rate is None else f"_{rate:g}"
+            inside = [(p, r) for p, r in mine if (p.noise, p.rate) == (noise, rate)]
+            pictures += _kept(
+                folder / f"{data}_{noise}{share}_kept.png", f"{data}, {noise}{share}", order, inside
+            )
+        pictures += _learning(folder / f"{data}_learning.png", data, order, mine, tuning, results)
+    return pictures
+
+
+def _precision(
+    file: Path, title: str, order: dict[str, int], runs: Sequence[tuple[Place, Record]]
+) -> list[Path]:
+    values: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    real = max((record.get("noise") or 0.0 for place, record in runs if place.noise == "given"), default=0.0)
+    for place, record in runs:
+        rate = real if place.noise == "given" else place.rate or 0.0
+        values[place.row.name][rate].append(record["metrics"]["precision_at_1"])
+    figure, (axes,) = _canvas(1)
+    for name in sorted(values, key=order.__getitem__):
+        rates = sorted(values[name])
+        means = [mean(values[name][rate]) for rate in rates]
+        spreads = [stdev(values[name][rate]) if len(values[name][rate]) > 1 else 0.0 for rate in rates]
+        axes.errorbar(rates, means, spreads, label=name, capsize=2, **_look(order[name]))
+    axes.set_title(f"{title}: retrieval on the test split", loc="left")
+    axes.set_xlabel("Share of wrong labels (small cluster: of dissolved classes)")
+    axes.set_ylabel("Precision@1")
+    return _write(figure, axes, file)
+
+
+def _learning(
+    file: Path,
+    data: str,
+    order: dict[str, int],
+    runs: Sequence[tuple[Place, Record]],
+    tuning: Sequence[Job],
+    results: dict[str, Record],
+) -> list[Path]:
+    """Curves of the grid's runs if they have validation classes, else of the best tuning run of each method."""
+    curves: dict[str, list[list[list[float]]]] = defaultdict(list)
+    for place, record in runs:
+        if record.get("validation"):
+            curves[place.row.name].append(record["validation"])
+    best: dict[str, list[list[float]]] = {}
+    for job in tuning if not curves else ():
+        found = results.get(job.key)
+        if (
+            job.data == data
+            and found
+            and (job.row not in best or found["validation"][-1][1] > best[job.row][-1][1])
+        ):
+            best[job.row] = found["validation"]
+    curves |= {name: [curve] for name, curve in best.items()}
+    if not curves:
+        return []
+    figure, (axes,) = _canvas(1)
+    for name in sorted(curves, key=order.__getitem__):
+        steps, values = _average(curves[name])
+        axes.plot(steps, values, label=name, **_look(order[name]))
+    axes.set_title(f"{data}: training classes set aside, by given labels", loc="left")
+    axes.set_xlabel("Training step")
+    axes.set_ylabel("Precision@1")
+    return _write(figure, axes, file)
+
+
+def _kept(file: Path, title: str, order: dict[str, int], runs: Sequence[tuple[Place, Record]]) -> list[Path]:
+    """Purity and recall of the kept labels, for rows that ever rejected one."""
+    panels = {"purity": "Kept labels that are right", "clean_recall": "Right labels that are kept"}
+    curves: dict[tuple[str, str], list[list[list[float]]]] = defaultdict(list)
+    for place, record in runs:
+        held = record.get("curves", {})
+        if any(held.get("rejected", ())) and not place.row.is_reference:
+            for name in panels:
+                pairs = [
+                    [s, v] for s, v in zip(held["step"], held.get(name, ()), strict=False) if v is not None
+                ]
+                if pairs:
+                    curves[place.row.name, name].append(pairs)
+    if not curves:
+        return []
+    figure, axes = _canvas(2)
+    for panel, (name, label) in zip(axes, panels.items(), strict=True):
+        for row in sorted({row for row, _ in curves}, key=order.__getitem__):
+            if curves.get((row, name)):
+                steps, values = _average(curves[row, name])
+                panel.plot(steps, values, label=row, **{**_look(order[row]), "marker": None})
+        panel.set_title(label, loc="left")
+        panel.set_xlabel("Training step")
+        panel.set_ylim(0, 1.02)
+    figure.suptitle(title, x=0.01, ha="left")
+    return _write(figure, axes[-1], file)
+
+
+def _average(curves: Sequence[Sequence[Sequence[float]]]) -> Curve:
+    """Steps and mean values of the seeds' curves, at the steps that all of them have."""
+    tables = [dict(zip(*zip(*curve, strict=True), strict=True)) for curve in curves]
+    steps = sorted(set.intersection(*(set(table) for table in tables)))
+    return [float(step) for step in steps], [
+        float(np.mean([table[step] for table in tables])) for step in steps
+    ]
+
+
+def _look(place: int) -> dict[str, Any]:
+    """Colour, line style and mark of a row, the same in every picture."""
+    style, marker = STYLES[place // len(COLOURS) % len(STYLES)]
+    look = {"color": COLOURS[place % len(COLOURS)], "linestyle": style, "marker": marker}
+    return look | {"markersize": 4, "linewidth": 1.5}
+
+
+def _canvas(panels: int) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(4 + 4.5 * panels, 6), dpi=DPI, layout="constrained", facecolor="white")
+    axes = [figure.add_subplot(1, panels, place + 1) for place in range(panels)]
+    for panel in axes:
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.set_axisbelow(True)
+        panel.grid(axis="y", color="0.9")
+    return figure, axes
+
+
+def _write(figure: Figure, legend_of: Axes, file: Path) -> list[Path]:
+    handles, labels = legend_of.get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside right upper", fontsize=8)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    figure.savefig(partial, format="png")
+    partial.replace(file)
+    return [file]

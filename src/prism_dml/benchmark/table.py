@@ -1,0 +1,200 @@
+"""table.md: the numbers of a comparison, and everything needed to trust them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from prism_dml.benchmark.jobs import Place, choose, tuning_jobs
+from prism_dml.benchmark.protocol import RAW_PIXELS, Protocol, Row
+from prism_dml.benchmark.results import Record
+
+HEADER = (
+    *("row", "seeds", "P@1", "MAP@R", "gap closed, P@1", "gap closed, MAP@R"),
+    *("wrong labels found", "purity", "noise estimated", "s/run"),
+)
+LEGEND = """\
+Mean ± standard deviation over the seeds. Retrieval among the images of the test split; nothing is chosen on it.
+Best of the rows that do not know the truth in **bold**. *Gap closed*: (row - MCL) / (oracle - MCL), by the MCL
+and the oracle of the same seed. *Wrong labels found*: share of the wrong labels that are rejected; *purity*:
+share of the kept labels that are right; both by the trained model's judgement on every training label, for rows
+that choose within batches only by the last decision on each; empty for rows that keep everything. *Noise
+estimated*: by rows that are not told the rate."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the table says beside the numbers.
+
+    Args:
+        command: the exact command.
+        pictures: files of pictures, relative to the table's folder.
+        failed: records of runs that failed.
+    """
+
+    command: str
+    pictures: Sequence[str]
+    failed: Sequence[Record]
+
+
+def write_table(
+    file: Path, protocol: Protocol, places: Sequence[Place], results: dict[str, Record], facts: Facts
+) -> None:
+    """Write the table.
+
+    Args:
+        file: Markdown file; replaced if it exists.
+        protocol: the comparison.
+        places: of its grid.
+        results: successful records by key; what is missing is left out.
+        facts: what else to say.
+    """
+    records = [results[place.job.key] for place in places if place.job and place.job.key in results]
+    lines = [f"# {protocol.description or 'Comparison'}", "", f"    {facts.command}", ""]
+    for name in ("versions", "machine"):
+        distinct = dict.fromkeys(record[name] for record in records)
+        lines += [f"{name.capitalize()}: {text}." for text in distinct] + [""]
+    lines += [LEGEND, ""]
+    for data, noise, rate in dict.fromkeys((place.data, place.noise, place.rate) for place in places):
+        inside = [place for place in places if (place.data, place.noise, place.rate) == (data, noise, rate)]
+        lines += [f"## {data}, {_noise(noise, rate)}", ""]
+        lines += [*_section(protocol, inside, results), ""]
+    lines += _tuning(protocol, results)
+    if facts.failed:
+        lines += ["## Failed", "", "The same command tries these runs again.", ""]
+        lines += [
+            f"- {r['data']}, {_noise(r['noise_kind'], r['rate'])}, seed {r['seed']}, {r['row']} ({r['kind']}): "
+            f"{r['error']}"
+            for r in facts.failed
+        ] + [""]
+    if facts.pictures:
+        lines += ["## Pictures", "", *(f"![{Path(name).stem}]({name})" for name in facts.pictures), ""]
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text("\n".join(lines), encoding="utf-8")
+    partial.replace(file)
+
+
+_NOISE_NAMES = {"none": "all labels right", "given": "labels as given", "small-cluster": "small cluster"}
+
+
+def _noise(kind: str, rate: float | None) -> str:
+    """Wrong labels in words."""
+    return _NOISE_NAMES.get(kind, kind) + ("" if rate is None else f" {rate:.0%}")
+
+
+def _section(protocol: Protocol, places: Sequence[Place], results: dict[str, Record]) -> list[str]:
+    """The table of one data set at one noise, and the best of each group."""
+    runs: dict[str, dict[int, Record]] = {row.name: {} for row in protocol.rows}
+    for place in places:
+        if place.job is not None and place.job.key in results:
+            # Raw pixels have no seed: one run stands at each.
+            seed = place.job.seed if place.row.method == RAW_PIXELS else place.seed
+            runs[place.row.name][seed] = results[place.job.key]
+    rows = [row for row in protocol.rows if runs[row.name]]
+    if not rows:
+        return ["Nothing is finished yet."]
+    contest = [row for row in rows if not row.is_reference]
+    means = {
+        m: {row.name: mean(_metric(runs[row.name], m)) for row in rows}
+        for m in ("precision_at_1", "map_at_r")
+    }
+    best = {m: max((means[m][row.name] for row in contest), default=None) for m in means}
+    lines = ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
+    for row in rows:
+        mine = runs[row.name]
+        cells = [row.name, str(len(mine)) if row.method != RAW_PIXELS else ""]
+        for metric in means:
+            text = spread(_metric(mine, metric))
+            top = row in contest and means[metric][row.name] == best[metric]
+            cells.append(f"**{text}**" if top else text)
+        cells += [spread(_gaps(protocol, runs, row, metric), 2) for metric in means]
+        known: list[tuple[str, Callable[[Record], Any]]] = [
+            ("wrong_found", lambda r: r.get("wrong_found")),
+            ("purity", lambda r: r.get("purity")),
+            ("estimated", lambda r: r.get("estimated") if r.get("told") == "auto" else None),
+        ]
+        cells += [
+            spread([value for r in mine.values() if (value := get(r)) is not None], 2) for _, get in known
+        ]
+        cells.append(f"{mean(r['seconds'] for r in mine.values()):.0f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    groups = dict.fromkeys(row.group for row in contest if row.group)
+    if len(groups) > 1:
+        lines += ["", "Best of each group by Precision@1:", ""]
+        for group in groups:
+            name = max(
+                (row.name for row in contest if row.group == group), key=means["precision_at_1"].__getitem__
+            )
+            lines.append(f"- {group}: {name}, {means['precision_at_1'][name]:.3f}")
+    return lines
+
+
+def _metric(runs: dict[int, Record], metric: str) -> list[float]:
+    return [record["metrics"][metric] for record in runs.values()]
+
+
+def _gaps(protocol: Protocol, runs: dict[str, dict[int, Record]], row: Row, metric: str) -> list[float]:
+    """(row - MCL) / (oracle - MCL) for each seed that has all three and an oracle above MCL."""
+    ends = [
+        next((runs[r.name] for r in protocol.rows if r.method == method and r.labels == "given"), {})
+        for method in ("mcl", "oracle")
+    ]
+    closed = []
+    for seed, record in runs[row.name].items():
+        if row.method != RAW_PIXELS and all(seed in end for end in ends):
+            low, high = (end[seed]["metrics"][metric] for end in ends)
+            if high > low:
+                closed.append((record["metrics"][metric] - low) / (high - low))
+    return closed
+
+
+def _tuning(protocol: Protocol, results: dict[str, Record]) -> list[str]:
+    """The rule, and what it chose for each method on each data set."""
+    rule = protocol.tuning
+    if rule is None:
+        return [
+            "## Settings",
+            "",
+            "The published ones, and the recipe of the protocol for every row; none is tuned.",
+            "",
+        ]
+    lines = ["## Settings", ""]
+    lines += [
+        "One rule for all rows: settings as published; the learning rate (of methods with proxies: the pair of "
+        f"rates, of network and proxies) is chosen for each method out of {len(rule.lr)}, by Precision@1 at the end "
+        f"of a run of {rule.steps:.0%} of the steps, on {rule.validation:.0%} of the training classes, which are set "
+        f"aside, by their given labels ({_noise(rule.noise, rule.rate)}, seed {rule.seed}). Rows of one method share "
+        "the choice, which is made on the first of them; then all training classes are learned from.",
+        "",
+        "| data | method | tried: validation P@1 | chosen |",
+        "|---|---|---|---|",
+    ]
+    for data in protocol.data:
+        seen = set()
+        for row in protocol.rows:
+            jobs = tuning_jobs(protocol, data, row)
+            choice = choose(jobs, results)
+            if jobs and choice and row.tuning_group not in seen:
+                seen.add(row.tuning_group)
+                tried = "; ".join(
+                    f"{_rates(job.settings)}: {results[job.key]['validation'][-1][1]:.3f}"
+                    if job.key in results
+                    else f"{_rates(job.settings)}: not finished"
+                    for job in jobs
+                )
+                lines.append(f"| {data.name} | {row.tuning_group} | {tried} | {_rates(choice)} |")
+    return [*lines, ""]
+
+
+def _rates(settings: dict[str, Any]) -> str:
+    return " / ".join(f"{settings[name]:g}" for name in ("lr", "proxy_lr") if name in settings)
+
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """Mean ± standard deviation of some values; empty without any, the mean alone of one."""
+    if not values:
+        return ""
+    return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")

@@ -1,0 +1,30 @@
+import pytest
+
+from prism_dml.benchmark.results import append_record, done, failed, read_records
+
+
+def test_a_line_that_was_cut_short_is_forgotten_and_the_next_one_stands_alone(tmp_path):
+    file = tmp_path / "results.jsonl"
+    assert read_records(file) == []
+    append_record(file, {"key": "a", "error": None, "row": "é"})
+    with file.open("ab") as stream:
+        stream.write('{"key": "b", "row": "é'.encode()[:-1])
+    assert [record["key"] for record in read_records(file)] == ["a"]
+    append_record(file, {"key": "c", "error": None})
+    assert [record["key"] for record in read_records(file)] == ["a", "c"]
+
+
+def test_other_damage_is_named(tmp_path):
+    file = tmp_path / "results.jsonl"
+    file.write_text('{"key": "a"}\nnonsense\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="results.jsonl, line 2: damaged"):
+        read_records(file)
+
+
+def test_a_run_that_succeeded_once_has_not_failed():
+    records = [
+        {"key": k, "error": e, "n": n}
+        for n, (k, e) in enumerate([("a", "x"), ("a", None), ("b", "y"), ("b", "z")])
+    ]
+    assert {key: record["n"] for key, record in done(records).items()} == {"a": 1}
+    assert {key: record["n"] for key, record in failed(records).items()} == {"b": 3}

@@ -1,0 +1,110 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from prism_dml.benchmark.jobs import grid_jobs, tuning_jobs
+from prism_dml.benchmark.worker import _selection, resolve, run_job, test_table, training_table
+
+test_table.__test__ = False
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def job_of(protocol_of, fields):
+    places = grid_jobs(protocol_of(fields), lambda data, row: {})
+    return lambda row: next(place.job for place in places if place.row.name == row)
+
+
+def test_a_run_of_prism_that_is_told_the_truth(job_of, data_root, tmp_path):
+    result = run_job(job_of("PRISM"), tmp_path, data_root, "cpu")
+    assert (result["noise"], result["told"]) == (0.5, 0.5)
+    assert 0 <= result["metrics"]["map_at_r"] <= result["metrics"]["precision_at_1"] <= 1
+    assert 0 <= result["purity"] <= 1 and 0 <= result["wrong_found"] <= 1
+    assert result["curves"]["step"] == [1, 2, 3] and len(result["curves"]["purity"]) == 3
+    assert result["validation"] == []
+    again = run_job(
+        job_of("PRISM"), tmp_path, data_root, "cpu"
+    )  # trained, but killed before it was evaluated
+    assert again == result
+
+
+def test_raw_pixels_are_those_of_the_test_images(job_of, data_root, tmp_path):
+    metrics = run_job(job_of("Raw pixels"), tmp_path, data_root, "cpu")["metrics"]
+    assert metrics["precision_at_1"] > 0.7  # each class has a colour
+
+
+def test_tuning_is_judged_on_training_classes(protocol_of, fields, data_root, tmp_path):
+    fields["tuning"] = {
+        "noise": "pair",
+        "rate": 0.2,
+        "lr": [1e-3],
+        "lr_with_proxies": [[1, 1]],
+        "validation": 0.4,
+    }
+    protocol = protocol_of(fields)
+    (job,) = tuning_jobs(protocol, protocol.data[0], protocol.rows[0])
+    result = run_job(job, tmp_path, data_root, "cpu")
+    assert "metrics" not in result
+    assert [step for step, _ in result["validation"]] == [1, 2]
+
+
+def test_labels_of_the_rows(job_of, data_root):
+    noisy = training_table(job_of("MCL"), data_root)
+    assert noisy.is_noisy.mean() == 0.5
+    clean = training_table(job_of("All clean"), data_root)
+    assert not clean.is_noisy.any() and len(clean) == 36
+    assert test_table(job_of("MCL"), data_root).classes == ["w", "x", "y", "z"]
+
+
+def test_small_clusters_leave_classes_without_a_name_which_all_clean_has(job_of, data_root):
+    job = replace(job_of("MCL"), noise="small-cluster")
+    noisy = training_table(job, data_root)
+    assert noisy.num_classes == 3 and (noisy.clean_labels == -1).sum() == 18
+    assert training_table(replace(job, labels="clean"), data_root).num_classes == 6
+
+
+def test_labels_as_given_are_told_the_blocks_rate_where_the_truth_is_unknown(job_of, data_root, tmp_path):
+    given = replace(job_of("PRISM"), noise="given", rate=0.25)
+    result = run_job(given, tmp_path, data_root, "cpu")
+    assert (result["noise"], result["told"], result["purity"]) == (None, 0.25, None)
+    with pytest.raises(ValueError, match="the noise rate is not known"):
+        run_job(replace(given, rate=None), tmp_path / "other", data_root, "cpu")
+    with pytest.raises(ValueError, match="true labels are needed"):
+        training_table(replace(given, labels="clean"), data_root)
+
+
+def test_another_data_set_to_test_on(job_of, data_root):
+    job = replace(job_of("MCL"), path="images/train")
+    with pytest.raises(ValueError, match="no split 'test'; the data set needs a field test"):
+        test_table(job, data_root)
+    assert test_table(replace(job, test="images/train"), data_root).num_classes == 6
+    assert len(test_table(replace(job, test="images"), data_root)) == 16
+
+
+def test_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOMEWHERE", "/data")
+    assert resolve("$SOMEWHERE/x", tmp_path).as_posix() == "/data/x"
+    assert resolve("x.csv", tmp_path) == tmp_path / "x.csv"
+    with pytest.raises(ValueError, match="environment variable in \\$NOWHERE/x is not set"):
+        resolve("$NOWHERE/x", tmp_path)
+
+
+def test_wrong_labels_found_follows_from_purity_and_recall():
+    generator = np.random.default_rng(0)
+    wrong, keep = generator.random(1000) < 0.4, generator.random(1000) < 0.6
+    purity, recall = (~wrong)[keep].mean(), keep[~wrong].mean()
+    judged = {"judgement": {"purity": purity, "clean_recall": recall}, "last_decisions": {}}
+    assert _selection(judged, wrong.mean(), True)["wrong_found"] == pytest.approx((~keep)[wrong].mean())
+    all_kept = {"last_decisions": {"purity": 0.6, "clean_recall": 1.0}}
+    assert _selection(all_kept, 0.4, False)["wrong_found"] is None
+    nothing_wrong = {"judgement": {"purity": 1.0, "clean_recall": 0.9}, "last_decisions": {}}
+    assert _selection(nothing_wrong, 0.0, True)["wrong_found"] is None

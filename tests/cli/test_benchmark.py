@@ -1,0 +1,135 @@
+"""A miniature grid through the shell."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+PROTOCOL = """
+data: [{name: tiny, path: "my photos"}]
+recipe:
+  image_size: 16
+  embedding_dim: 4
+  steps: 3
+  classes_per_batch: 3
+  samples_per_class: 2
+  lr_warmup: 0
+  validation: 0
+  workers: 0
+rows:
+  - {name: MCL, method: mcl}
+  - {name: Broken, method: contrastive, settings: {lr: 1e30}}
+  - {name: Oracle, method: oracle}
+grid:
+  - {noise: symmetric, rate: 0.3, seeds: [0, 1], rows: [MCL, Oracle]}
+  - {noise: symmetric, rate: 0.3, rows: [Broken]}
+"""
+CODE = "import sys; from prism_dml.cli.main import main; sys.exit(main())"
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-c", CODE, "benchmark", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def records(file):
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_grid_that_is_killed_goes_on_and_what_breaks_leaves_the_rest_alone(image_folder, tmp_path):
+    protocol, out = tmp_path / "p.yaml", tmp_path / "out"
+    protocol.write_text(PROTOCOL, encoding="utf-8")
+    arguments = (protocol, "--out", out, "--workers", 1, "--data-root", image_folder.parent)
+    results = out / "results.jsonl"
+
+    process = start(*arguments)
+    while process.poll() is None and not (results.exists() and results.read_bytes().count(b"\n")):
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    before = len(records(results))
+    assert 1 <= before < 5
+    with results.open("a", encoding="utf-8") as stream:
+        stream.write('{"key": "cut sh')
+
+    process = start(*arguments)
+    shown, said = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert said.splitlines()[-1].startswith("prism: error: 1 of 5 runs failed, see ")
+    assert "tiny, symmetric 30%, seed 1: Oracle: P@1 " in said and "left, about" in said
+    assert f"4 of 5 runs are done: {out / 'table.md'}" in shown
+    kept = records(results)
+    assert sorted((r["row"], r["seed"]) for r in kept) == [
+        ("Broken", 0),
+        *((m, s) for m in ("MCL", "Oracle") for s in (0, 1)),
+    ]
+    (broken,) = [r for r in kept if r["error"] is not None]
+    assert broken["row"] == "Broken" and "the loss is" in broken["error"]
+    table = (out / "table.md").read_text(encoding="utf-8")
+    assert "| MCL | 2 |" in table and "Broken (run): ValueError: the loss is" in table
+    assert f"prism benchmark {protocol} --out {out} --workers 1 --data-root" in table
+    assert (out / "plots" / "tiny_symmetric_precision.png").is_file() and not (out / "unfinished").exists()
+
+    protocol.write_text(PROTOCOL.replace("lr: 1e30", "lr: 1e-3"), encoding="utf-8")
+    process = start(*arguments, "--json")
+    shown, said = process.communicate(timeout=300)
+    assert (process.returncode, said.count("\n")) == (0, 1), said  # the broken row alone was run again
+    assert json.loads(shown) == {"out": str(out), "runs": 5, "succeeded": 5, "failed": 0}
+    assert len(records(results)) == 6
+
+
+def test_ctrl_c_stops_the_runs_and_says_how_to_go_on(image_folder, tmp_path):
+    protocol, out = tmp_path / "p.yaml", tmp_path / "out"
+    protocol.write_text(PROTOCOL.replace("steps: 3", "steps: 100000"), encoding="utf-8")
+    process = start(protocol, "--out", out, "--workers", 1, "--data-root", image_folder.parent)
+    while process.poll() is None and not list(out.glob("unfinished/*/run/metrics.jsonl")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 130
+    assert said == "prism: SIGINT: 0 of 5 runs are done; the same command goes on\n"
+    assert list(out.glob("unfinished/*/run/checkpoint.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "options", "message"),
+    [
+        ("quick/nothing", (), "there is no protocol quick/nothing"),
+        (PROTOCOL, ("--workers", "0"), "workers must be at least 1"),
+        (PROTOCOL.replace("my photos", "no photos"), (), "data set tiny: there is no "),
+        (
+            PROTOCOL.replace("method: mcl", "method: mlc"),
+            (),
+            "rows[0]: unknown method 'mlc': did you mean mcl?",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(prism, image_folder, tmp_path, protocol, options, message):
+    if "\n" in protocol:
+        (tmp_path / "p.yaml").write_text(protocol, encoding="utf-8")
+        protocol = tmp_path / "p.yaml"
+    status, _, error = prism(
+        "benchmark", protocol, "--out", tmp_path / "out", "--data-root", image_folder.parent, *options
+    )
+    assert status == 2
+    assert message in error and error.count("\n") == 1
+
+
+def test_help(prism, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        prism("benchmark", "--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert (
+        "quick/grocery" in text
+        and "--data-root PATH" in text
+        and "--out PATH Folder of the results. (required" in text
+    )
