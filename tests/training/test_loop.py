@@ -309,7 +309,7 @@ def test_validation_and_test_classes_are_never_learned_from(table, settings, mon
 def test_the_best_checkpoint_on_validation_is_the_model(table, settings, monkeypatch, tmp_path: Path) -> None:
     scores, weights = iter([0.2, 0.9, 0.5]), []
 
-    def scripted(embedder, images) -> float:
+    def scripted(embedder, images, ranks) -> float:
         assert 0 <= validate(embedder, images) <= 1
         weights.append({key: value.clone() for key, value in embedder.state_dict().items()})
         return next(scores)

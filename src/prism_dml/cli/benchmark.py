@@ -20,7 +20,7 @@ def benchmark(
     data_root: Path | None = None,
     json: bool = False,
 ) -> None:
-    """Compare methods on the same wrong labels: methods x noise x seeds, as a protocol says.
+    """Compare methods on the same wrong labels: methods x noise x seeds, resumable.
 
     The folder gets results.jsonl (a line for each run), table.md and plots/. Ctrl-C stops it, and the same command goes
     on where it was; runs that failed are tried again. Protocols that come with Prism: quick/grocery, quick/omniglot,
