@@ -39,7 +39,7 @@ RECIPES = {
 ROWS = {
     "MCL": {"method": "mcl"},
     "MCL + PRISM (centre), R known": {"method": "prism-mcl"},
-    "MCL + PRISM (vmf), R known": {"method": "prism-mcl", "similarity": "vmf"},
+    "MCL + PRISM (vmf), R known": {"method": "prism-mcl", "similarity": "vmf", "selection_warmup": 50},
     "MCL + PRISM (centre), auto": {"method": "prism-mcl", "noise_rate": "auto"},
     "oracle": {"method": "oracle"},
 }
