@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "Train an embedding on images whose labels cannot be trusted.",
     "evaluate": "Measure how well a trained model retrieves images of classes it has never seen.",
     "embed": "Write the embeddings of a data set to a file.",
+    "apply": "Write a data set with its labels corrected; the input stays as it is.",
     "corrupt": "Make some labels of a data set wrong, on purpose, for experiments.",
 }
 
