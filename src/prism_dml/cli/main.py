@@ -17,7 +17,10 @@ COMMANDS = {
     "train": "Train an embedding on images whose labels cannot be trusted.",
     "evaluate": "Measure how well a trained model retrieves images of classes it has never seen.",
     "embed": "Write the embeddings of a data set to a file.",
+    "audit": "Say which labels of a data set look wrong, and write a page to review them.",
     "apply": "Write a data set with its labels corrected; the input stays as it is.",
+    "index": "Build an index of a data set's embeddings, to search in.",
+    "search": "Find the images of an index that are most like others.",
     "corrupt": "Make some labels of a data set wrong, on purpose, for experiments.",
 }
 
