@@ -101,18 +101,34 @@ def page(chromium, tmp_path):
     """A tab of a browser of its own, with an empty profile and no network; `downloads` is its folder."""
     profile, downloads = tmp_path / "profile", tmp_path / "downloads"
     downloads.mkdir()
-    options = ["--headless", "--no-first-run", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
-    options += ["--disable-component-update", "--disable-sync", "--disable-extensions", "--disable-dev-shm-usage"]
+    options = [
+        "--headless",
+        "--no-first-run",
+        "--disable-gpu",
+        "--disable-quic",
+        "--disable-background-networking",
+    ]
+    options += [
+        "--disable-component-update",
+        "--disable-sync",
+        "--disable-extensions",
+        "--disable-dev-shm-usage",
+    ]
     options += ["--proxy-server=127.0.0.1:9", "--remote-debugging-port=0", f"--user-data-dir={profile}"]
     if os.name == "posix" and os.geteuid() == 0:
         options.append("--no-sandbox")  # it refuses to run as root otherwise; the page is our own
     errors = (tmp_path / "chromium.log").open("wb")
     process = subprocess.Popen(
-        [chromium, *options, "about:blank"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors
+        [chromium, *options, "about:blank"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=errors,
     )
     try:
         port_file = profile / "DevToolsActivePort"
-        port = wait_for(lambda: port_file.is_file() and port_file.read_text().split("\n")[0], "Chromium to start")
+        port = wait_for(
+            lambda: port_file.is_file() and port_file.read_text().split("\n")[0], "Chromium to start"
+        )
         tab = Page(_address_of_tab(port, port_file), downloads)
         tab.downloads = downloads
         yield tab

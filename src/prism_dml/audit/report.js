@@ -298,8 +298,8 @@ function card(row, place) {
   const acceptButton = act("Accept", "A", action === "relabel" && label === suggested, accept);
   acceptButton.disabled = !other;
   const fact = (name, value, className, score) => [
-    make("dt", { text: name }), make("dd", { class: `class ${className}`, text: value, title: value }),
-    make("dd", { class: "score", text: score }),
+    make("dt", { text: name }), make("dd", { class: "score", text: `${score} likely` }),
+    make("dd", { class: `class ${className}`, text: value, title: value }),
   ];
   const facts = make("div", { class: "facts" },
     make("p", { class: "meta" },
@@ -525,7 +525,7 @@ function reliability() {
   byId("reliability-caption").textContent = "Share of truly right labels (up) by score (right). On the dashed line a score means what it says.";
 }
 
-const COLUMNS = [["name", "Class"], ["samples", "Images"], ["suspects", "Suspects"], ["wrongShare", "Wrong, estimated"], ["suggested", "Often suggested"]];
+const COLUMNS = [["name", "Class"], ["samples", "Images"], ["suspects", "Suspects"], ["wrongShare", "Wrong"], ["suggested", "Often suggested"]];
 const table = overview.classTable;
 let classOrder = [...table.name.keys()];
 let sorted = { column: "wrongShare", descending: true };
@@ -565,7 +565,7 @@ function classTable() {
   sortClasses("wrongShare", true);
 }
 
-const PAIRS = 12, MATRIX = 12;
+const PAIRS = 12, MATRIX = 10;
 
 function confusion() {
   const { given, suggested, count, pairs } = overview.confusion;

@@ -161,6 +161,8 @@ def trusted_neighbours(
 
 def _by_class(values: IntArray, numbers: IntArray) -> dict[int, IntArray]:
     """The values of each class number that occurs."""
+    if not len(values):
+        return {}
     order = np.argsort(numbers, kind="stable")
     present, starts = np.unique(numbers[order], return_index=True)
     return dict(zip(present.tolist(), np.split(values[order], starts[1:]), strict=True))

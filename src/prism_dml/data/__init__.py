@@ -13,6 +13,7 @@ from prism_dml.data.corrections import (
     write_corrections,
 )
 from prism_dml.data.decode import decode_image, read_image, square
+from prism_dml.data.embeddings import LabelledEmbeddings, read_embeddings
 from prism_dml.data.letters import letters_table
 from prism_dml.data.loader import (
     Batch,
@@ -51,6 +52,7 @@ __all__ = [
     "ImageBatches",
     "ImageSource",
     "ImageTable",
+    "LabelledEmbeddings",
     "NoiseKind",
     "PKSampler",
     "SelectedImages",
@@ -68,6 +70,7 @@ __all__ = [
     "open_images",
     "pixel_features",
     "read_corrections",
+    "read_embeddings",
     "read_image",
     "read_table",
     "small_cluster",
