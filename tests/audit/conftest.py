@@ -27,16 +27,13 @@ def wait_for(ready, what):
     raise TimeoutError(f"waited {SECONDS} s for {what}")
 
 
-class Page:
-    """A tab, by the protocol that the browser's own developer tools speak."""
+class Tools:
+    """One end of the protocol by which a browser's own developer tools speak with it."""
 
-    def __init__(self, address, downloads):
-        self.socket = connect(address, max_size=None)
+    def __init__(self, socket):
+        self.socket = socket
         self.numbers = itertools.count(1)
         self.events = []
-        for domain in ("Page", "Runtime"):
-            self.call(f"{domain}.enable")
-        self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(downloads))
 
     def call(self, method, **parameters):
         number = next(self.numbers)
@@ -48,6 +45,16 @@ class Page:
                 return answer["result"]
             self.events.append(answer)
 
+
+class Page(Tools):
+    """A tab; `downloads` is the folder that it downloads into."""
+
+    def __init__(self, socket, downloads):
+        super().__init__(socket)
+        self.downloads = downloads
+        for domain in ("Page", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
+
     def run(self, script):
         """The value of an expression in the page."""
         result = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
@@ -55,17 +62,25 @@ class Page:
         return result["result"].get("value")
 
     def open(self, file):
-        self.call("Page.navigate", url=Path(file).resolve().as_uri())
-        self.wait("location.protocol === 'file:' && document.documentElement?.dataset.ready")
+        self._load("Page.navigate", url=Path(file).resolve().as_uri())
 
     def reload(self):
-        self.run("delete document.documentElement?.dataset.ready")
-        self.call("Page.reload")
-        self.wait("document.documentElement?.dataset.ready")
+        self._load("Page.reload")
+
+    def _load(self, method, **parameters):
+        self.events = [event for event in self.events if event.get("method") != "Page.loadEventFired"]
+        self.call(method, **parameters)
+        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
+            self.events.append(json.loads(self.socket.recv(timeout=SECONDS)))
+        self.wait("document.documentElement.dataset.ready")
 
     def wait(self, script):
         """Until an expression in the page is true."""
         return wait_for(lambda: self.run(script), script)
+
+    def wait_file(self, file):
+        """Until a download is there, whole."""
+        wait_for(lambda: file.is_file() and not list(file.parent.glob("*.crdownload")), file.name)
 
     def press(self, key, modifiers=0):
         text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
@@ -78,13 +93,10 @@ class Page:
         self.call("Input.insertText", text=text)
 
     def problems(self):
-        """Errors, dialogs and requests refused that the page has caused, by name."""
+        """Errors, dialogs, and what the browser logged, such as a file not found or refused by the policy."""
         self.run("0")
-        names = ("Runtime.exceptionThrown", "Page.javascriptDialogOpening")
-        seen = [event for event in self.events if event.get("method") in names]
-        is_error = lambda event: event["params"].get("type") == "error"  # noqa: E731
-        calls = [event for event in self.events if event.get("method") == "Runtime.consoleAPICalled"]
-        return seen + [event for event in calls if is_error(event)]
+        names = ("Runtime.exceptionThrown", "Page.javascriptDialogOpening", "Log.entryAdded")
+        return [event for event in self.events if event.get("method") in names]
 
 
 @pytest.fixture(scope="session")
@@ -96,11 +108,10 @@ def chromium():
     return found
 
 
-@pytest.fixture
-def page(chromium, tmp_path):
-    """A tab of a browser of its own, with an empty profile and no network; `downloads` is its folder."""
-    profile, downloads = tmp_path / "profile", tmp_path / "downloads"
-    downloads.mkdir()
+@pytest.fixture(scope="session")
+def browser(chromium, tmp_path_factory):
+    """The address of a running browser with an empty profile and no network, and the tools to steer it."""
+    folder = tmp_path_factory.mktemp("chromium")
     options = [
         "--headless",
         "--no-first-run",
@@ -114,36 +125,38 @@ def page(chromium, tmp_path):
         "--disable-extensions",
         "--disable-dev-shm-usage",
     ]
-    options += ["--proxy-server=127.0.0.1:9", "--remote-debugging-port=0", f"--user-data-dir={profile}"]
+    options += ["--proxy-server=127.0.0.1:9", "--remote-debugging-port=0", f"--user-data-dir={folder}"]
     if os.name == "posix" and os.geteuid() == 0:
         options.append("--no-sandbox")  # it refuses to run as root otherwise; the page is our own
-    errors = (tmp_path / "chromium.log").open("wb")
-    process = subprocess.Popen(
-        [chromium, *options, "about:blank"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=errors,
-    )
+    silence = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([chromium, *options, "about:blank"], **silence)
     try:
-        port_file = profile / "DevToolsActivePort"
-        port = wait_for(
-            lambda: port_file.is_file() and port_file.read_text().split("\n")[0], "Chromium to start"
-        )
-        tab = Page(_address_of_tab(port, port_file), downloads)
-        tab.downloads = downloads
-        yield tab
-        tab.socket.close()
+        port_file = folder / "DevToolsActivePort"
+        port, path = wait_for(lambda: _lines(port_file), "Chromium to start")
+        with connect(f"ws://127.0.0.1:{port}{path}", max_size=None) as socket:
+            yield f"ws://127.0.0.1:{port}", Tools(socket)
     finally:
         process.terminate()
         process.wait(SECONDS)
-        errors.close()
 
 
-def _address_of_tab(port, port_file):
-    """The address of the one tab, asked of the browser itself."""
-    path = port_file.read_text().split("\n")[1]
-    with connect(f"ws://127.0.0.1:{port}{path}") as browser:
-        browser.send(json.dumps({"id": 1, "method": "Target.getTargets"}))
-        targets = json.loads(browser.recv(timeout=SECONDS))["result"]["targetInfos"]
-    tab = next(target for target in targets if target["type"] == "page")
-    return f"ws://127.0.0.1:{port}/devtools/page/{tab['targetId']}"
+@pytest.fixture
+def page(browser, tmp_path):
+    """A tab that shares nothing with those of other tests."""
+    address, tools = browser
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    context = {"browserContextId": tools.call("Target.createBrowserContext")["browserContextId"]}
+    tools.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(downloads), **context)
+    target = tools.call("Target.createTarget", url="about:blank", width=1280, height=800, **context)[
+        "targetId"
+    ]
+    with connect(f"{address}/devtools/page/{target}", max_size=None) as socket:
+        yield Page(socket, downloads)
+    tools.call("Target.disposeBrowserContext", **context)
+
+
+def _lines(file):
+    """The two lines of the file by which Chromium says where it listens, once it is whole."""
+    lines = file.read_text().split("\n") if file.is_file() else []
+    return lines[:2] if len(lines) >= 2 else None

@@ -291,7 +291,11 @@ function card(row, place) {
   const act = (name, key, pressed, run) => {
     const button = make("button", { type: "button", "aria-pressed": String(pressed), "aria-keyshortcuts": key }, `${name} `);
     button.append(make("kbd", { text: key, "aria-hidden": "true" }));
-    button.addEventListener("click", () => { current = row; run(row); });
+    button.addEventListener("click", (event) => {
+      event.stopPropagation(); // the card would make itself the current one again
+      current = row;
+      run(row);
+    });
     return button;
   };
   const [action, label] = decision ?? [];

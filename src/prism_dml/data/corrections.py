@@ -177,7 +177,8 @@ def _parse(source: Path, number: int, item: Any) -> Correction:
     place = f"{source}: correction {number}"
     if not isinstance(item, dict):
         raise ValueError(f"{place} is not an object")
-    index, label, action = item.get("index"), item.get("label"), item.get("action")
+    index, label = item.get("index"), item.get("label")
+    action: Any = item.get("action")
     if not isinstance(index, int) or isinstance(index, bool):
         raise ValueError(f"{place}: index must be a whole number, not {index!r}")
     for name in ("path", "given_label"):

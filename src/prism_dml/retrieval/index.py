@@ -111,7 +111,7 @@ def build_index(
         raise ValueError("there are no embeddings to index")
     chosen = choose_kind(count) if kind == "auto" else kind
     if chosen == "flat":
-        index = faiss.IndexFlatIP(dim)
+        index: Any = faiss.IndexFlatIP(dim)
     elif chosen == "hnsw":
         index = faiss.IndexHNSWFlat(dim, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = index.hnsw.efSearch = HNSW_BREADTH
