@@ -207,8 +207,8 @@ def _map(rows: Tensor, suspects: IntArray, trusted: IntArray) -> tuple[IntArray,
     vectors = rows[torch.from_numpy(samples)].numpy()
     if min(vectors.shape) < 2:
         return samples, np.zeros((len(samples), 2), np.float32), "Too few samples for a map."
-    basis = PCA(2, random_state=0).fit(vectors)
-    # Embeddings that are all the same have no variance to explain.
+    with np.errstate(invalid="ignore"):  # embeddings that are all the same have no variance to explain
+        basis = PCA(2, random_state=0).fit(vectors)
     share = float(np.nan_to_num(basis.explained_variance_ratio_).sum())
     method = f"First two principal components of the embeddings: they hold {share:.0%} of the variance."
     return samples, basis.transform(vectors).astype(np.float32), method
