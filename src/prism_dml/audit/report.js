@@ -238,7 +238,7 @@ function progress() {
   bar.setAttribute("aria-valuenow", decisions.size);
   byId("progress-fill").style.transform = `scaleX(${total ? decisions.size / total : 0})`;
   byId("open-count").textContent = `${whole(decisions.size)} / ${whole(total)}`;
-  byId("shown").textContent = `${whole(shown.length)} of ${whole(total)} suspects, ${whole(decisions.size)} decided`;
+  byId("shown").textContent = `${whole(shown.length)} of ${whole(total)} suspects`;
   byId("nothing").hidden = shown.length > 0;
   byId("export").disabled = decisions.size === 0;
 }
