@@ -124,3 +124,37 @@ def test_help_has_types_defaults_and_no_python_spelling(capsys):
     assert "--batch-size N Images at once. (an integer; default: 8)" in shown
     assert "What to write. (required; a path)" in shown
     assert "<class" not in shown
+
+
+def many(run: Path, data: Path | None = None, *, k: int = 3) -> None:
+    """Do it.
+
+    Args:
+        run: A run.
+        data: The data.
+        k: How many.
+    """
+
+
+def several(run: Path, queries: list[Path], *, k: int = 3) -> None:
+    """Do it.
+
+    Args:
+        run: A run.
+        queries: One or more.
+        k: How many.
+    """
+
+
+@pytest.mark.parametrize(
+    ("words", "data"), [(["r"], None), (["r", "d"], Path("d")), (["--k", "4", "r", "d"], Path("d"))]
+)
+def test_a_positional_argument_with_a_default_may_be_left_out(words, data):
+    assert parse(many, "prism many", words)["data"] == data
+
+
+def test_a_positional_list_takes_all_that_follow():
+    values = parse(several, "prism several", ["r", "a", "b c", "--k", "4"])
+    assert values == {"run": Path("r"), "queries": [Path("a"), Path("b c")], "k": 4}
+    with pytest.raises(ValueError, match="missing: QUERIES"):
+        parse(several, "prism several", ["r"])

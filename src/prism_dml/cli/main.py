@@ -18,6 +18,10 @@ COMMANDS = {
     "methods": "List the methods that `prism train --method` knows, each with a line.",
     "evaluate": "Measure how well a trained model retrieves images of classes it has never seen.",
     "embed": "Write the embeddings of a data set to a file.",
+    "audit": "Say which labels of a data set look wrong, and write a page to review them.",
+    "apply": "Write a data set with its labels corrected; the input stays as it is.",
+    "index": "Build an index of a data set's embeddings, to search in.",
+    "search": "Find the images of an index that are most like others.",
     "corrupt": "Make some labels of a data set wrong, on purpose, for experiments.",
     "benchmark": "Compare methods on the same wrong labels: methods x noise x seeds, resumable.",
 }

@@ -1,5 +1,7 @@
 """Command-line arguments from a function's signature and docstring, by jsonargparse."""
 
+from __future__ import annotations
+
 import argparse
 import dataclasses
 import difflib
@@ -8,7 +10,7 @@ import re
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
@@ -16,7 +18,8 @@ from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 def parse(function: Callable[..., object], program: str, arguments: Sequence[str]) -> dict[str, Any]:
     """Parse a command's arguments.
 
-    Positional parameters of the function without a default are positional arguments, all others are options.
+    Parameters of the function before its ``*`` are positional arguments, which may be left out where they have a
+    default, and repeated where they are lists; all others are options.
     The fields of a parameter whose type is a dataclass are options of their own. ``--config FILE`` reads
     options from YAML.
 
@@ -47,6 +50,13 @@ def parse(function: Callable[..., object], program: str, arguments: Sequence[str
         allow_abbrev=False,  # an abbreviation of today is ambiguous tomorrow
         print_config="--print-config",
     )
+    parser.positional = {
+        name: _Place(
+            name in required, get_args(types_of[name])[0] if get_origin(types_of[name]) is list else None
+        )
+        for name, option in options.items()
+        if option.kind is not option.KEYWORD_ONLY
+    }
     config_help = "Read options from a YAML file; those on the command line win."
     parser.add_argument("--config", action="config", metavar="FILE", help=config_help)
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip=set(configs))
@@ -68,10 +78,30 @@ def parse(function: Callable[..., object], program: str, arguments: Sequence[str
 _METAVARS = {"an integer": "N", "a number": "X", "a path": "PATH", "text": "TEXT"}
 
 
+class _Place(NamedTuple):
+    """How a positional argument stands on the command line."""
+
+    required: bool
+    repeated: type | None
+    """The type of one, where there may be several."""
+
+
 class _Parser(ArgumentParser):
     """jsonargparse's parser with our spelling: ``--noise-rate``, ``--json`` without a value, ``DATA``."""
 
+    positional: dict[str, _Place]
+    """The positional arguments."""
+
     def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        place = getattr(self, "positional", {}).get(names[0].removeprefix("--"))
+        if place is not None:
+            names = (names[0].removeprefix("--"),)
+            options.pop("required", None)
+            if place.repeated is not None:
+                options.pop("action", None)  # jsonargparse's own takes the list as one argument
+                options |= {"nargs": "+", "type": place.repeated}
+            elif not place.required:
+                options["nargs"] = "?"
         if not names[0].startswith("-"):
             options.setdefault("metavar", names[0].upper())
         elif options.get("type") is bool:

@@ -2,7 +2,18 @@
 
 from prism_dml.data.augment import Augment, AugmentKind
 from prism_dml.data.cache import fits_in_memory, load_images
+from prism_dml.data.corrections import (
+    Corrected,
+    Correction,
+    Corrections,
+    apply_corrections,
+    fingerprint,
+    read_corrections,
+    table_fingerprint,
+    write_corrections,
+)
 from prism_dml.data.decode import decode_image, read_image, square
+from prism_dml.data.embeddings import LabelledEmbeddings, read_embeddings
 from prism_dml.data.letters import letters_table
 from prism_dml.data.loader import (
     Batch,
@@ -35,18 +46,24 @@ __all__ = [
     "BytesImages",
     "CacheKind",
     "CachedBatches",
+    "Corrected",
+    "Correction",
+    "Corrections",
     "FileImages",
     "ImageBatches",
     "ImageSource",
     "ImageTable",
+    "LabelledEmbeddings",
     "NoiseKind",
     "PKSampler",
     "SelectedImages",
     "Share",
     "StreamingBatches",
+    "apply_corrections",
     "corrupt_labels",
     "corrupt_table",
     "decode_image",
+    "fingerprint",
     "fits_in_memory",
     "image_file",
     "letters_table",
@@ -54,10 +71,14 @@ __all__ = [
     "omniglot_table",
     "open_images",
     "pixel_features",
+    "read_corrections",
+    "read_embeddings",
     "read_image",
     "read_table",
     "small_cluster",
     "sort_classes",
     "square",
+    "table_fingerprint",
+    "write_corrections",
     "write_table",
 ]

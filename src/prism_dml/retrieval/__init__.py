@@ -1,6 +1,25 @@
-"""Exact nearest neighbours and the quality of retrieval."""
+"""Nearest neighbours, exact and by index, and the quality of retrieval."""
 
+from prism_dml.retrieval.index import (
+    EmbeddingIndex,
+    IndexKind,
+    build_index,
+    choose_kind,
+    load_index,
+    save_index,
+)
 from prism_dml.retrieval.metrics import bootstrap_interval, retrieval_metrics, retrieval_scores
 from prism_dml.retrieval.neighbours import nearest_neighbours
 
-__all__ = ["bootstrap_interval", "nearest_neighbours", "retrieval_metrics", "retrieval_scores"]
+__all__ = [
+    "EmbeddingIndex",
+    "IndexKind",
+    "bootstrap_interval",
+    "build_index",
+    "choose_kind",
+    "load_index",
+    "nearest_neighbours",
+    "retrieval_metrics",
+    "retrieval_scores",
+    "save_index",
+]

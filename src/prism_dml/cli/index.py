@@ -1,0 +1,68 @@
+"""``prism index``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from prism_dml.cli.output import print_json
+
+
+def index(
+    run: Path,
+    data: Path,
+    *,
+    out: Path,
+    kind: Literal["auto", "flat", "hnsw", "ivf-pq"] = "auto",
+    split: str | None = None,
+    batch_size: int = 256,
+    workers: int = 0,
+    max_unreadable: float = 0.01,
+    device: str = "auto",
+    json: bool = False,
+) -> None:
+    """Build an index of a data set's embeddings, to search in.
+
+    Args:
+        run: Folder of a training run or of a model.
+        data: Folder of class folders, CSV, or parquet.
+        out: Folder for the index; an index that is there is replaced.
+        kind: flat: exact, for up to 50,000 images; hnsw: nearly exact and quick, up to 2 million; ivf-pq:
+            approximate, 64 bytes an image, for more; auto chooses by these sizes.
+        split: Only this split of the data; all of it if not given.
+        batch_size: Images at once.
+        workers: Processes that decode large images.
+        max_unreadable: Share of the images, in [0, 1], that may be unreadable; they are named and left out.
+        device: auto, cpu, cuda or cuda:N.
+        json: Print the result as JSON.
+
+    Raises:
+        ValueError: the model or the data cannot be read, or the images are too few for the kind.
+    """
+    if out.is_file():
+        raise ValueError(f"--out must be a folder: {out}")
+    import numpy as np
+    import pandas as pd
+
+    from prism_dml.cli.embed import embed_table
+    from prism_dml.data import read_table
+    from prism_dml.models import load
+    from prism_dml.retrieval import build_index, save_index
+
+    model, table = load(run), read_table(data, split)
+    embedded = embed_table(model, table, batch_size, workers, max_unreadable, device)
+    built = build_index(embedded.vectors, kind)
+    labels = np.array(embedded.table.classes)[embedded.table.labels]
+    rows = pd.DataFrame({"path": embedded.table.paths, "label": labels})
+    save_index(built, rows, out, {"data": str(data.expanduser().resolve())})
+    if json:
+        count = {
+            "images": len(built),
+            "embedding_dim": built.embedding_dim,
+            "unreadable": len(table) - len(built),
+        }
+        print_json({"out": str(out), "kind": built.kind, **count})
+    else:
+        print(
+            f"{out}: {len(built):,} images, embeddings of {built.embedding_dim} numbers, {built.kind} index"
+        )

@@ -1,0 +1,201 @@
+"""Corrections of labels: what a person decided on the review page, checked against the data and applied."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from prism_dml.data.table import ImageTable, is_missing
+
+Action = Literal["relabel", "keep", "drop"]
+
+VERSION = 1
+"""Of the file's layout."""
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What was decided about one sample."""
+
+    index: int
+    """Number of the sample in the data, from 0."""
+    path: str
+    """Its identifier, as in `ImageTable.paths`."""
+    given_label: str
+    """Its class in the data."""
+    action: Action
+    """relabel: it is of the class `label`; keep: the given label is right; drop: it belongs to no class."""
+    label: str | None
+    """Its class from now on; None for drop."""
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """Decisions about samples of one data set."""
+
+    fingerprint: str
+    """`fingerprint` of the data that they were made for."""
+    items: list[Correction]
+    """At most one for each sample."""
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """A corrected data set, and how much was changed."""
+
+    table: ImageTable
+    relabelled: int
+    """Samples that got another label."""
+    kept: int
+    """Samples whose label was found right."""
+    dropped: int
+    """Samples that are left out."""
+    new_classes: list[str]
+    """Labels that no sample had before."""
+
+
+def fingerprint(paths: Sequence[str], labels: Sequence[str]) -> str:
+    """SHA-256 of (N,) identifiers and (N,) class names in order: it changes if any of them does."""
+    text = json.dumps([list(paths), list(labels)], separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def table_fingerprint(table: ImageTable) -> str:
+    """The fingerprint of a table's paths and given labels."""
+    return fingerprint(table.paths, _names(table))
+
+
+def read_corrections(file: str | Path) -> Corrections:
+    """The corrections in a file that the review page exported, or `write_corrections` wrote.
+
+    Raises:
+        ValueError: it cannot be read, is not JSON, or is not laid out as this version writes it.
+    """
+    source = Path(file).expanduser()
+    try:
+        content = json.loads(source.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{source}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{source}: not JSON: {error}") from error
+    if not isinstance(content, dict) or "corrections" not in content:
+        raise ValueError(f"{source}: not a file of corrections; the review page exports one")
+    if content.get("version") != VERSION:
+        raise ValueError(
+            f"{source}: version {content.get('version')!r}, but this version of Prism reads {VERSION}"
+        )
+    if not isinstance(content.get("fingerprint"), str) or not isinstance(content["corrections"], list):
+        raise ValueError(f"{source}: fingerprint must be text and corrections a list")
+    items = [_parse(source, number, item) for number, item in enumerate(content["corrections"])]
+    return Corrections(content["fingerprint"], items)
+
+
+def write_corrections(corrections: Corrections, file: Path) -> None:
+    """Write corrections as JSON, in one piece; OSError if the file cannot be written."""
+    content = {
+        "version": VERSION,
+        "fingerprint": corrections.fingerprint,
+        "corrections": [asdict(item) for item in corrections.items],
+    }
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    partial.replace(file)
+
+
+def apply_corrections(table: ImageTable, corrections: Corrections) -> Corrected:
+    """The table with its corrections carried out; the table itself stays as it is.
+
+    Raises:
+        ValueError: a correction does not match its sample, two are for one sample, the data is not that of the
+            corrections, or nothing would be left.
+    """
+    names = _names(table)
+    _check(table, names, corrections)
+    present = set(names)
+    stays = np.ones(len(table), dtype=bool)
+    for item in corrections.items:
+        if item.label is None:
+            stays[item.index] = False
+        else:
+            names[item.index] = item.label
+    if not stays.any():
+        raise ValueError("every sample of the data would be dropped")
+    changed = [item for item in corrections.items if item.label is not None]
+    relabelled = sum(item.label != item.given_label for item in changed)
+    left = _rename(table, names).select(stays).compact()
+    return Corrected(
+        left,
+        relabelled,
+        kept=len(changed) - relabelled,
+        dropped=int((~stays).sum()),
+        new_classes=sorted({str(item.label) for item in changed} - present),
+    )
+
+
+def _names(table: ImageTable) -> list[str]:
+    return [table.classes[k] for k in table.labels]
+
+
+def _rename(table: ImageTable, names: list[str]) -> ImageTable:
+    truth = table.clean_labels
+    clean = None if truth is None else [table.classes[k] if k >= 0 else None for k in truth]
+    splits = None if table.splits is None else table.splits.tolist()
+    return ImageTable.from_names(table.images, table.paths, names, clean, splits)
+
+
+def _check(table: ImageTable, names: list[str], corrections: Corrections) -> None:
+    """ValueError unless every correction is about the sample that it says it is about."""
+    for item in corrections.items:  # first, since they say more than a fingerprint that differs
+        if not 0 <= item.index < len(table):
+            raise ValueError(
+                f"a correction is for sample {item.index}, but the data has {len(table)} samples"
+            )
+        if item.path != table.paths[item.index]:
+            raise ValueError(
+                f"sample {item.index} is {table.paths[item.index]!r} in the data, {item.path!r} in the corrections"
+            )
+        if item.given_label != names[item.index]:
+            raise ValueError(
+                f"sample {item.index} has the label {names[item.index]!r} in the data, {item.given_label!r} in the "
+                "corrections"
+            )
+    again = _first_duplicate([item.index for item in corrections.items])
+    if again is not None:
+        raise ValueError(f"there are two corrections for sample {again}")
+    if corrections.fingerprint != fingerprint(table.paths, names):
+        raise ValueError("the corrections were made for other data: the fingerprints differ")
+
+
+def _parse(source: Path, number: int, item: Any) -> Correction:
+    place = f"{source}: correction {number}"
+    if not isinstance(item, dict):
+        raise ValueError(f"{place} is not an object")
+    index, label = item.get("index"), item.get("label")
+    action: Any = item.get("action")
+    if not isinstance(index, int) or isinstance(index, bool):
+        raise ValueError(f"{place}: index must be a whole number, not {index!r}")
+    for name in ("path", "given_label"):
+        if not isinstance(item.get(name), str):
+            raise ValueError(f"{place}: {name} must be text, not {item.get(name)!r}")
+    if action not in get_args(Action):
+        raise ValueError(f"{place}: action must be one of {', '.join(get_args(Action))}, not {action!r}")
+    given = item["given_label"]
+    if action == "relabel":
+        if not isinstance(label, str) or is_missing(label) or label != label.strip():
+            raise ValueError(f"{place}: label must be the name of a class, not {label!r}")
+    elif label != (given if action == "keep" else None):
+        raise ValueError(f"{place}: {action} does not go with the label {label!r}")
+    return Correction(index, item["path"], given, action, label)
+
+
+def _first_duplicate(numbers: ArrayLike) -> int | None:
+    values, counts = np.unique(np.asarray(numbers, dtype=np.int64), return_counts=True)
+    repeated = values[counts > 1]
+    return int(repeated[0]) if len(repeated) else None

@@ -1,0 +1,100 @@
+"""Embeddings with labels from a file: what `prism embed` writes, or anybody."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledEmbeddings:
+    """N embeddings and what their samples are called."""
+
+    vectors: NDArray[np.float32]
+    """(N, D)."""
+    labels: list[str]
+    """(N) class names."""
+    paths: list[str]
+    """(N) identifiers; "#0", "#1" ... where the file names none."""
+
+
+def read_embeddings(file: Path) -> LabelledEmbeddings:
+    """Embeddings from `.npz` or `.parquet`.
+
+    NPZ: embeddings (N, D); labels (N,), names or numbers, of `classes` if that array is there too; paths (N,) if
+    wanted. Parquet: columns embedding (lists of D numbers), label, and path if wanted.
+
+    Raises:
+        ValueError: another kind of file, not readable, something missing, or shapes that do not fit.
+    """
+    kind = file.suffix.lower()
+    if kind not in (".npz", ".parquet"):
+        raise ValueError(f"{file}: embeddings must be .npz or .parquet")
+    vectors, labels, paths = _read_npz(file) if kind == ".npz" else _read_parquet(file)
+    if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.number) or 0 in vectors.shape:
+        raise ValueError(
+            f"{file}: embeddings must be numbers of shape (N, D), not {vectors.dtype} {vectors.shape}"
+        )
+    if not len(vectors) == len(labels) == len(paths):
+        raise ValueError(f"{file}: {len(vectors)} embeddings, {len(labels)} labels and {len(paths)} paths")
+    if not np.isfinite(vectors).all():
+        raise ValueError(f"{file}: there are values that are not finite")
+    return LabelledEmbeddings(vectors.astype(np.float32), labels, paths)
+
+
+def _read_npz(file: Path) -> tuple[NDArray[Any], list[str], list[str]]:
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            arrays = {
+                name: content[name]
+                for name in ("embeddings", "labels", "classes", "paths")
+                if name in content
+            }
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise ValueError(f"{file}: not a readable .npz file: {error}") from error
+    missing = next((name for name in ("embeddings", "labels") if name not in arrays), None)
+    if missing is not None:
+        raise ValueError(f"{file}: no array '{missing}'")
+    labels, classes = arrays["labels"], arrays.get("classes")
+    if labels.ndim != 1:
+        raise ValueError(f"{file}: labels must be of shape (N,), not {labels.shape}")
+    if classes is not None and np.issubdtype(labels.dtype, np.integer):
+        if labels.size and not (labels.min() >= 0 and labels.max() < len(classes)):
+            raise ValueError(
+                f"{file}: labels from {labels.min()} to {labels.max()}, but {len(classes)} classes"
+            )
+        labels = classes[labels]
+    paths = arrays["paths"].tolist() if "paths" in arrays else _numbered(len(labels))
+    return arrays["embeddings"], [str(label) for label in labels], [str(path) for path in paths]
+
+
+def _read_parquet(file: Path) -> tuple[NDArray[Any], list[str], list[str]]:
+    try:
+        rows = pq.read_table(file)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{file}: not a readable parquet file: {str(error).partition(chr(10))[0]}"
+        ) from error
+    missing = next((name for name in ("embedding", "label") if name not in rows.column_names), None)
+    if missing is not None:
+        raise ValueError(f"{file}: no column '{missing}'; the columns are: {', '.join(rows.column_names)}")
+    lists = rows.column("embedding").combine_chunks()
+    if not hasattr(lists, "flatten") or rows.column("label").null_count:
+        raise ValueError(f"{file}: embedding must hold lists of numbers, and no label may be missing")
+    flat = lists.flatten().to_numpy(zero_copy_only=False)
+    if len(lists) == 0 or lists.null_count or len(set(lists.value_lengths().to_pylist())) != 1:
+        raise ValueError(f"{file}: every row must hold as many numbers as the others")
+    labels = [str(label) for label in rows.column("label").to_pylist()]
+    paths = rows.column("path").to_pylist() if "path" in rows.column_names else _numbered(len(labels))
+    return flat.reshape(len(lists), -1), labels, [str(path) for path in paths]
+
+
+def _numbered(count: int) -> list[str]:
+    return [f"#{i}" for i in range(count)]

@@ -1,0 +1,71 @@
+import json
+
+import pytest
+
+from prism_dml.data import Correction, Corrections, read_table, table_fingerprint, write_corrections
+
+
+@pytest.fixture
+def corrections(image_folder, tmp_path):
+    """One sample relabelled, one kept, one dropped."""
+    table = read_table(image_folder)
+    given = [table.classes[k] for k in table.labels]
+    items = [
+        Correction(0, table.paths[0], given[0], "relabel", "saucer"),
+        Correction(1, table.paths[1], given[1], "keep", given[1]),
+        Correction(2, table.paths[2], given[2], "drop", None),
+    ]
+    write_corrections(Corrections(table_fingerprint(table), items), tmp_path / "c.json")
+    return tmp_path / "c.json"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_writes_the_corrected_data_and_says_what_it_changed(
+    prism, image_folder, corrections, tmp_path, suffix
+):
+    out, before = tmp_path / f"fixed{suffix}", read_table(image_folder)
+    status, shown, _ = prism("apply", image_folder, corrections, "--out", out)
+    assert status == 0
+    assert shown == f"{out}: 27 images; 1 relabelled, 1 found right, 1 dropped\nNew classes: saucer\n"
+    after, now = read_table(out), read_table(image_folder)
+    assert after.classes[after.labels[0]] == "saucer"
+    assert after.images.read(0) == before.images.read(0)
+    assert len(after) == 27
+    assert (now.paths, now.labels.tolist()) == (before.paths, before.labels.tolist())
+
+
+def test_json(prism, image_folder, corrections, tmp_path):
+    out = tmp_path / "fixed.csv"
+    _, shown, _ = prism("apply", image_folder, corrections, "--out", out, "--json")
+    assert json.loads(shown) == {
+        "out": str(out), "images": 27, "relabelled": 1, "kept": 1, "dropped": 1, "new_classes": ["saucer"],
+    }  # fmt: skip
+
+
+def test_training_on_the_result_works(prism, image_folder, corrections, tmp_path):
+    out = tmp_path / "fixed.csv"
+    prism("apply", image_folder, corrections, "--out", out)
+    options = ("--steps", 2, "--classes-per-batch", 2, "--samples-per-class", 2, "--image-size", 16)
+    status, _, error = prism("train", out, *options, "--out", tmp_path / "run")
+    assert status == 0, error
+
+
+def test_corrections_of_other_data_leave_no_file(prism, image_folder, corrections, tmp_path):
+    (tmp_path / "out").mkdir()
+    content = json.loads(corrections.read_text())
+    content["fingerprint"] = "sha256:0"
+    corrections.write_text(json.dumps(content))
+    status, shown, error = prism("apply", image_folder, corrections, "--out", tmp_path / "out" / "x.csv")
+    assert (status, shown) == (2, "")
+    assert error == "prism: error: the corrections were made for other data: the fingerprints differ\n"
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_input_is_never_overwritten(prism, image_folder, tmp_path):
+    data = tmp_path / "d.csv"
+    prism("corrupt", image_folder, "--kind", "pair", "--rate", 0, "--out", data)
+    write_corrections(Corrections(table_fingerprint(read_table(data)), []), tmp_path / "c.json")
+    before = data.read_bytes()
+    status, _, error = prism("apply", data, tmp_path / "c.json", "--out", data)
+    assert (status, data.read_bytes()) == (2, before)
+    assert "never overwritten" in error

@@ -1,0 +1,103 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from prism_dml.data import read_corrections, read_table, table_fingerprint
+
+
+@pytest.fixture
+def noisy_list(prism, image_folder, tmp_path):
+    out = tmp_path / "noisy.csv"
+    prism("corrupt", image_folder, "--kind", "symmetric", "--rate", 0.3, "--out", out)
+    return out
+
+
+def clustered(table, path):
+    """Embeddings that tell the true classes: find_label_issues has an easy task."""
+    rng = np.random.default_rng(0)
+    vectors = np.eye(table.num_classes)[table.clean_labels] + 0.02 * rng.normal(
+        size=(len(table), table.num_classes)
+    )
+    arrays = {"labels": table.labels, "classes": np.array(table.classes), "paths": np.array(table.paths)}
+    np.savez(path, embeddings=vectors, **arrays)
+    return path
+
+
+def test_a_run_and_its_data(prism, run_folder, noisy_list, tmp_path):
+    out = tmp_path / "audit"
+    status, shown, error = prism("audit", run_folder, noisy_list, "--out", out, "--split", "train")
+    assert status == 0, error
+    assert "of 18 labels look wrong" in shown
+    assert f"Review them: {out / 'report.html'}" in shown
+    assert {path.name for path in out.iterdir()} == {
+        "issues.csv", "issues.parquet", "summary.json", "suggestions.json", "report.html",
+    }  # fmt: skip
+    whole, rows = read_table(noisy_list), pd.read_parquet(out / "issues.parquet")
+    inside = np.flatnonzero(whole.splits == "train")
+    assert rows["index"].tolist() == inside.tolist()
+    assert rows["path"].tolist() == [whole.paths[i] for i in inside]
+    assert rows["given_label"].tolist() == [whole.classes[whole.labels[i]] for i in inside]
+    assert rows["label_score"].between(0, 1).all()
+    assert len(pd.read_csv(out / "issues.csv")) == 18
+    assert json.loads((out / "summary.json").read_text())["fingerprint"] == table_fingerprint(whole)
+
+
+def test_the_circle_with_embeddings_and_no_person(prism, noisy_list, tmp_path):
+    table = read_table(noisy_list)
+    embeddings = clustered(table, tmp_path / "e.npz")
+    out, fixed = tmp_path / "audit", tmp_path / "fixed.csv"
+    status, shown, error = prism("audit", embeddings, noisy_list, "--out", out, "--json")
+    assert status == 0, error
+    summary = json.loads(shown)
+    assert (
+        summary["label_issues"]
+        == table.is_noisy.sum()
+        == len(read_corrections(out / "suggestions.json").items)
+    )
+    assert prism("apply", noisy_list, out / "suggestions.json", "--out", fixed)[0] == 0
+    assert not read_table(fixed).is_noisy.any()
+
+
+def test_embeddings_without_data_show_no_images(prism, noisy_list, tmp_path):
+    embeddings = clustered(read_table(noisy_list), tmp_path / "e.npz")
+    status, _, error = prism("audit", embeddings, "--out", tmp_path / "audit")
+    assert status == 0, error
+    assert '"sheets":null' in (tmp_path / "audit" / "report.html").read_text(encoding="utf-8")
+
+
+def test_images_that_cannot_be_read_are_left_out(prism, run_folder, image_folder, tmp_path):
+    good = (image_folder / "test" / "fork" / "0.png").read_bytes()
+    for place in ("a/0", "a/1", "b/0", "b/1"):
+        (tmp_path / "d" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "d" / f"{place}.png").write_bytes(good if place != "a/0" else b"")
+    options = ("--out", tmp_path / "audit", "--max-unreadable", 0.5)
+    status, _, error = prism("audit", run_folder, tmp_path / "d", *options)
+    assert status == 0, error
+    assert pd.read_parquet(tmp_path / "audit" / "issues.parquet")["index"].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("{run}",), "DATA is missing"),
+        (("{npz}", "--split", "train"), "--split needs DATA"),
+        (("{npz}", "{data}", "--split", "no"), "there is no split 'no'"),
+        (("{npz}", "--suspects", "0"), "--suspects must be at least 1, not 0"),
+        (("{other}", "{data}"), "has the label 'x', but"),
+        (("{missing}", "{data}"), "'nowhere.png' is not in the data"),
+    ],
+)
+def test_mistakes_are_one_line(prism, run_folder, noisy_list, tmp_path, arguments, message):
+    table = read_table(noisy_list)
+    places = {"run": run_folder, "npz": clustered(table, tmp_path / "e.npz"), "data": noisy_list}
+    for name, paths in [("other", table.paths), ("missing", ["nowhere.png"] * len(table))]:
+        places[name] = tmp_path / f"{name}.npz"
+        np.savez(places[name], embeddings=np.ones((len(table), 2)), labels=["x"] * len(table), paths=paths)
+    filled = [argument.format(**places) for argument in arguments]
+    status, _, error = prism("audit", *filled, "--out", tmp_path / "audit")
+    assert status == 2
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "audit").exists()

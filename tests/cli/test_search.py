@@ -1,0 +1,88 @@
+import json
+
+import pytest
+from PIL import Image
+
+from prism_dml.models import Embedder, save
+
+
+@pytest.fixture
+def index(prism, run_folder, image_folder, tmp_path):
+    status, shown, error = prism("index", run_folder, image_folder, "--out", tmp_path / "index")
+    assert status == 0, error
+    assert shown == f"{tmp_path / 'index'}: 28 images, embeddings of 6 numbers, flat index\n"
+    return tmp_path / "index"
+
+
+def test_an_image_finds_itself(prism, run_folder, image_folder, index, tmp_path):
+    queries = (image_folder / "test" / "fork" / "3.png", image_folder / "train" / "café")
+    sheet, out = tmp_path / "new" / "sheet.png", tmp_path / "found.json"
+    options = ("--matches", 3, "--sheet", sheet, "--json", out)
+    status, shown, error = prism("search", run_folder, index, *queries, *options)
+    assert status == 0, error
+    assert "test/fork/3.png" in shown
+    found = json.loads(out.read_text())["queries"]
+    assert len(found) == 7
+    for answer in found:
+        best = answer["matches"][0]
+        assert answer["query"].endswith(best["path"])
+        assert best["similarity"] == pytest.approx(1, abs=1e-4)
+        assert len(answer["matches"]) == 3
+    assert found[1]["matches"][0]["label"] == "café"
+    with Image.open(sheet) as picture:
+        assert picture.width > 400
+
+
+def test_json_on_standard_output_and_more_matches_than_images(prism, run_folder, image_folder, index):
+    query = image_folder / "test" / "fork" / "3.png"
+    status, shown, _ = prism("search", run_folder, index, query, "--matches", 100, "--json", "-")
+    assert status == 0
+    assert len(json.loads(shown)["queries"][0]["matches"]) == 28
+
+
+def test_another_model_is_refused(prism, image_folder, index, tmp_path):
+    save(Embedder("small", 5, image_size=16, backbone_options={"widths": [8, 8]}), tmp_path / "other")
+    status, _, error = prism("search", tmp_path / "other", index, image_folder / "test")
+    assert status == 2
+    assert "embeddings of 6 numbers, the query of 5: it was built with another model" in error
+
+
+def test_a_sheet_needs_the_indexed_data(prism, run_folder, image_folder, tmp_path):
+    (tmp_path / "d" / "a").mkdir(parents=True)
+    image = (image_folder / "test" / "fork" / "0.png").read_bytes()
+    for name in ("0.png", "1.png"):
+        (tmp_path / "d" / "a" / name).write_bytes(image)
+    prism("index", run_folder, tmp_path / "d", "--out", tmp_path / "i")
+    (tmp_path / "d" / "a" / "0.png").unlink()
+    options = ("--sheet", tmp_path / "s.png")
+    status, _, error = prism("search", run_folder, tmp_path / "i", tmp_path / "d", *options)
+    assert status == 2
+    assert "has changed since it was indexed: 'a/0.png' is not in it" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("{run}", "{run}", "{image}"), "no index in"),
+        (("{run}", "{index}", "{run}/none.png"), "no such file or folder"),
+        (("{run}", "{index}", "{run}"), "no images in this folder"),
+        (("{run}", "{index}", "{image}", "--matches", "0"), "--matches must be at least 1"),
+        (("{run}", "{index}", "{image}", "--sheet", "s.jpg"), "--sheet must end in .png, not 's.jpg'"),
+        (("{run}", "{index}"), "missing: QUERY"),
+    ],
+)
+def test_mistakes_are_one_line(prism, run_folder, image_folder, index, arguments, message):
+    places = {"run": run_folder, "index": index, "image": image_folder / "test" / "fork" / "0.png"}
+    status, _, error = prism("search", *[argument.format(**places) for argument in arguments])
+    assert status == 2
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_kind_is_said_and_can_be_chosen(prism, run_folder, image_folder, tmp_path):
+    options = ("--out", tmp_path / "i", "--json", "--kind")
+    status, shown, _ = prism("index", run_folder, image_folder, *options, "hnsw")
+    assert (status, json.loads(shown)["kind"]) == (0, "hnsw")
+    status, _, error = prism("index", run_folder, image_folder, *options, "ivf-pq")
+    assert status == 2
+    assert "needs at least 256 embeddings, not 28: choose flat" in error

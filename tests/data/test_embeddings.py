@@ -1,0 +1,80 @@
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from prism_dml.data import read_embeddings
+
+VECTORS = np.array([[1.0, 2.0], [3.0, 4.0]])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "labels", "paths"),
+    [
+        ({"labels": ["b", "a"]}, ["b", "a"], ["#0", "#1"]),
+        ({"labels": [7, 3]}, ["7", "3"], ["#0", "#1"]),
+        ({"labels": [1, 0], "classes": ["x", "y"], "paths": ["p", "q"]}, ["y", "x"], ["p", "q"]),
+    ],
+)
+def test_npz(tmp_path, arrays, labels, paths):
+    np.savez(tmp_path / "e.npz", embeddings=VECTORS, **arrays)
+    found = read_embeddings(tmp_path / "e.npz")
+    assert found.vectors.tolist() == VECTORS.tolist()
+    assert (found.labels, found.paths) == (labels, paths)
+
+
+@pytest.mark.parametrize("type_", [pa.list_(pa.float64()), pa.list_(pa.float32(), 2)])
+def test_parquet(tmp_path, type_):
+    column = pa.array(VECTORS.tolist(), type=type_)
+    pq.write_table(pa.table({"embedding": column, "label": [5, 6]}), tmp_path / "e.parquet")
+    found = read_embeddings(tmp_path / "e.parquet")
+    assert found.vectors.tolist() == VECTORS.tolist()
+    assert (found.labels, found.paths) == (["5", "6"], ["#0", "#1"])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"embeddings": VECTORS}, "no array 'labels'"),
+        ({"labels": [1, 2]}, "no array 'embeddings'"),
+        ({"embeddings": VECTORS, "labels": [1]}, "2 embeddings, 1 labels"),
+        ({"embeddings": VECTORS[0], "labels": [1, 2]}, "of shape \\(N, D\\)"),
+        ({"embeddings": VECTORS * np.nan, "labels": [1, 2]}, "not finite"),
+        (
+            {"embeddings": VECTORS, "labels": [0, 2], "classes": ["a", "b"]},
+            "labels from 0 to 2, but 2 classes",
+        ),
+        ({"embeddings": VECTORS, "labels": [[0], [2]]}, "labels must be of shape"),
+        ({"embeddings": VECTORS, "labels": np.array([1, "a"], dtype=object)}, "not a readable .npz"),
+    ],
+)
+def test_npz_that_does_not_fit(tmp_path, arrays, message):
+    np.savez(tmp_path / "e.npz", **arrays)
+    with pytest.raises(ValueError, match=message):
+        read_embeddings(tmp_path / "e.npz")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"label": [1]}, "no column 'embedding'"),
+        ({"embedding": [1.0], "label": [1]}, "lists of numbers"),
+        ({"embedding": [[1.0]], "label": pa.array([None], pa.string())}, "no label may be missing"),
+        ({"embedding": [[1.0], [1.0, 2.0]], "label": [1, 2]}, "as many numbers as the others"),
+        ({"embedding": [["a"]], "label": [1]}, "must be numbers"),
+    ],
+)
+def test_parquet_that_does_not_fit(tmp_path, columns, message):
+    pq.write_table(pa.table(columns), tmp_path / "e.parquet")
+    with pytest.raises(ValueError, match=message):
+        read_embeddings(tmp_path / "e.parquet")
+
+
+@pytest.mark.parametrize("name", ["e.npz", "e.parquet"])
+def test_files_that_are_something_else(tmp_path, name):
+    for content in (b"", b"not this"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match="not a readable"):
+            read_embeddings(tmp_path / name)
+    with pytest.raises(ValueError, match=r"must be \.npz or \.parquet"):
+        read_embeddings(tmp_path / "e.txt")
