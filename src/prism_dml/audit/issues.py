@@ -1,0 +1,125 @@
+"""Which labels of a data set are wrong, from anybody's embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from prism_dml.audit.kinds import KINDS, settle
+from prism_dml.retrieval import neighbour_graph
+from prism_dml.retrieval.neighbours import unit_rows
+from prism_dml.selection.cross_fit import judge_labels
+
+NEIGHBOURS = 64
+"""Nearest neighbours that vote on a sample."""
+
+@torch.no_grad()
+def find_label_issues(
+    embeddings: Tensor | NDArray[np.floating], labels: Tensor | NDArray[Any] | Sequence[Any]
+) -> pd.DataFrame:
+    """Say of each label of a data set whether it is wrong, and what it should be. No noise rate has to be given.
+
+    Args:
+        embeddings: (N, D) of any model and modality, numpy or torch, on any device; brought to unit length. A zero
+            row is an unknown sample.
+        labels: (N,) integers or strings.
+
+    Returns:
+        One row a sample, in order:
+        is_label_issue, whether the label is at least as likely wrong as right;
+        label_score in [0, 1], the probability that it is right: of samples with score s, about a share s is;
+        given_label; suggested_label, the most probable one; suggested_score in [0, 1], its probability;
+        issue, "" or one of `KINDS`: "wrong label"; "outlier", wrong and far from every class; "conflicting
+        duplicate", near-identical to a sample labelled otherwise and not better supported; "ambiguous classes", of one
+        of two classes that are mixed as if they were one, here also where the label is no issue.
+        attrs: noise_rate, the estimated share of wrong labels; noise_rate_interval, (low, high), 95 %, for errors of
+        chance, not of the model; ambiguous_classes, a list of pairs of labels.
+
+    Raises:
+        ValueError: no samples, wrong shapes, values that are not finite, or missing labels.
+
+    Source: PRISM (Liu et al., CVPR 2021), sec. 3.2, for trust by leave-one-out similarity; see `judge_labels`.
+    """
+    rows = unit_rows(embeddings, "embeddings")
+    given, codes = _encode(labels, len(rows))
+    known = rows.abs().amax(dim=1) > 0 if rows.numel() else rows.new_zeros(len(rows), dtype=torch.bool)
+    found = known.nonzero().squeeze(1)
+    rows = rows if len(found) == len(rows) else rows[found]
+    classes, inside = codes.to(rows.device)[found].unique(return_inverse=True)
+    if len(classes) < 2:
+        return _nothing_wrong(given)
+
+    near, neighbours = neighbour_graph(rows, min(NEIGHBOURS, len(rows) - 1))
+    judgement = judge_labels(rows, inside, near, neighbours)
+    verdict = settle(judgement, inside, near, neighbours)
+
+    def column(values: Tensor, unknown: float) -> NDArray[Any]:
+        """Values of the known samples in their places among all."""
+        full = values.new_full((len(given),), unknown)
+        return full.index_copy_(0, found, values).cpu().numpy()
+
+    names = _names(given, codes)
+    frame = pd.DataFrame(
+        {
+            "is_label_issue": column(verdict.suspicious, False),
+            "label_score": column(verdict.score, 1 - judgement.noise_rate),
+            "given_label": given,
+            "suggested_label": names[
+                codes.to(rows.device).index_copy(0, found, classes[verdict.suggested]).cpu().numpy()
+            ],
+            "suggested_score": column(verdict.suggested_score, 1 - judgement.noise_rate),
+            "issue": np.array(["", *KINDS], dtype=object)[column(verdict.kind, 0)],
+        }
+    )
+    margin = 1.96 * judgement.rate_error
+    frame.attrs = {
+        "noise_rate": judgement.noise_rate,
+        "noise_rate_interval": (
+            max(0.0, judgement.noise_rate - margin),
+            min(1.0, judgement.noise_rate + margin),
+        ),
+        "ambiguous_classes": [tuple(pair) for pair in names[classes[verdict.pairs].cpu().numpy()].tolist()],
+    }
+    return frame
+
+
+def _encode(labels: Tensor | NDArray[Any] | Sequence[Any], count: int) -> tuple[NDArray[Any], Tensor]:
+    """Labels (N,) as a numpy array, and their numbers (N,). ValueError if they are not one for each sample."""
+    given = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    if given.ndim != 1 or len(given) != count:
+        raise ValueError(f"labels must have shape ({count},), one for each embedding, got {given.shape}")
+    if count == 0:
+        raise ValueError("there are no samples")
+    codes, _ = pd.factorize(given)
+    if (codes < 0).any():
+        raise ValueError(f"{(codes < 0).sum()} labels are missing, the first at row {int((codes < 0).argmax())}")
+    return given, torch.from_numpy(codes.astype(np.int64))
+
+
+def _names(given: NDArray[Any], codes: Tensor) -> NDArray[Any]:
+    """The label of each number."""
+    names = np.empty(int(codes.max()) + 1, dtype=given.dtype)
+    names[codes.numpy()] = given
+    return names
+
+
+def _nothing_wrong(given: NDArray[Any]) -> pd.DataFrame:
+    """The answer where there are no two classes to choose from."""
+    frame = pd.DataFrame(
+        {
+            "is_label_issue": np.zeros(len(given), bool),
+            "label_score": np.ones(len(given)),
+            "given_label": given,
+            "suggested_label": given,
+            "suggested_score": np.ones(len(given)),
+            "issue": np.full(len(given), "", dtype=object),
+        }
+    )
+    frame.attrs = {"noise_rate": 0.0, "noise_rate_interval": (0.0, 1.0), "ambiguous_classes": []}
+    return frame

@@ -1,0 +1,129 @@
+"""Which labels of a whole data set are right: trust and beliefs in turns, without a sample's say on itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prism_dml.selection.candidates import (
+    DRAWN,
+    Candidates,
+    ClassEvidence,
+    find_candidates,
+    weigh_candidates,
+)
+from prism_dml.selection.label_model import LabelModel
+
+FOLDS = 5
+"""Parts of a data set, each judged by the other four."""
+
+_ROUNDS = 2  # of trust; more change nothing that matters
+_TEMPERATURES = (0.01, 0.02, 0.05, 0.1, 0.2)  # of the neighbours' votes, in cosine
+_TRIED_ON = 10_000  # samples that the temperature is chosen by
+
+
+@dataclass(frozen=True)
+class LabelJudgement:
+    """What is believed of each label of a data set.
+
+    Attributes:
+        clean_probability: (N,) that the given label is right.
+        suggested: (N,) the most probable class.
+        suggested_probability: (N,) of that class.
+        noise_rate: share of wrong labels in [0, 1], the mean of what is missing to 1.
+        rate_error: its standard error.
+        candidates: the classes considered.
+    """
+
+    clean_probability: Tensor
+    suggested: Tensor
+    suggested_probability: Tensor
+    noise_rate: float
+    rate_error: float
+    candidates: Candidates
+
+
+@torch.no_grad()
+def judge_labels(
+    embeddings: Tensor, labels: Tensor, similarities: Tensor, neighbours: Tensor
+) -> LabelJudgement:
+    """Judge every label by the trusted samples near it and by the centres of trusted samples.
+
+    Trust is the probability that a label is right. What a label says of its neighbours comes back to it through
+    their trust, and wrong labels then confirm each other. So the samples are judged in folds, by the trust of the
+    samples of other folds, which itself comes from other folds only.
+
+    Args:
+        embeddings: (N, D) float32 unit vectors.
+        labels: (N,) given labels in [0, C), of at least two classes.
+        similarities: (N, K) cosines to the nearest neighbours, not increasing along a row.
+        neighbours: (N, K) their sample numbers.
+
+    Source: PRISM (Liu et al., CVPR 2021) for trust by leave-one-out similarity; the model and the folds are ours.
+    """
+    model, temperature = _first_model(embeddings, labels, similarities, neighbours)
+    candidates = find_candidates(labels, similarities, neighbours, temperature)
+    everyone = torch.ones_like(candidates.affinity)
+    folds = deal(labels)
+    seen_by = [everyone * (folds != fold) for fold in range(FOLDS)]
+    parts = [(folds == fold).nonzero().squeeze(1) for fold in range(FOLDS)]
+    back = torch.cat(parts).argsort()
+    for _ in range(_ROUNDS):
+        found = []
+        for fold, part in enumerate(parts):
+            rest = torch.cat(parts[:fold] + parts[fold + 1 :])
+            evidence = weigh_candidates(candidates, embeddings, labels, seen_by[fold], rest)
+            seen_by[fold] = everyone.new_zeros(len(labels)).index_copy_(
+                0, rest, model(evidence).classes[:, 0].float()
+            )
+            found.append(weigh_candidates(candidates, embeddings, labels, seen_by[fold], part))
+        evidence = ClassEvidence(*(torch.cat(columns)[back] for columns in zip(*map(_columns, found), strict=True)))
+        model.fit(evidence)
+    return _judgement(model, evidence, candidates)
+
+
+def deal(labels: Tensor) -> Tensor:
+    """A fold for each sample, (N,): those of a class are spread evenly, in an order without meaning."""
+    generator = torch.Generator().manual_seed(0)
+    shuffled = torch.randperm(len(labels), generator=generator).to(labels.device)
+    order = shuffled[labels[shuffled].argsort(stable=True)]  # by class
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(labels), device=labels.device)
+    return place % FOLDS
+
+
+def _columns(evidence: ClassEvidence) -> tuple[Tensor, ...]:
+    return tuple(vars(evidence).values())
+
+
+def _first_model(
+    embeddings: Tensor, labels: Tensor, similarities: Tensor, neighbours: Tensor
+) -> tuple[LabelModel, float]:
+    """The model as fitted with everyone trusted, and the temperature that makes the labels most likely."""
+    step = -(-len(labels) // _TRIED_ON)
+    rows = torch.arange(0, len(labels), step, device=labels.device)
+    tried = []
+    for temperature in _TEMPERATURES:
+        model = LabelModel(int(labels.max()) + 1)
+        candidates = find_candidates(labels, similarities, neighbours, temperature, rows)
+        everyone, every_row = torch.ones_like(similarities[:, 0]), torch.arange(len(rows), device=rows.device)
+        evidence = weigh_candidates(candidates, embeddings, labels, everyone, every_row)
+        tried.append((model.fit(evidence), temperature, model))
+    _, temperature, model = min(tried, key=lambda one: one[0])
+    return model, temperature
+
+
+def _judgement(model: LabelModel, evidence: ClassEvidence, candidates: Candidates) -> LabelJudgement:
+    belief = model(evidence)
+    clean = belief.classes[:, 0]
+    probability, best = belief.classes[:, :-DRAWN].max(dim=1)
+    return LabelJudgement(
+        clean_probability=clean,
+        suggested=candidates.classes.gather(1, best[:, None]).squeeze(1),
+        suggested_probability=probability,
+        noise_rate=float(1 - clean.mean()),
+        rate_error=model.rate_error(evidence),
+        candidates=candidates,
+    )
