@@ -9,13 +9,13 @@ from torch import Tensor
 
 from prism_dml.selection.candidates import Candidates
 from prism_dml.selection.cross_fit import LabelJudgement
+from prism_dml.selection.label_model import FAR
 
 KINDS = ("wrong label", "outlier", "conflicting duplicate", "ambiguous classes")
 """What can be said of a sample, besides nothing."""
 
 _WRONG, _OUTLIER, _DUPLICATE, _AMBIGUOUS = range(1, 1 + len(KINDS))
 _IDENTICAL = 1e-3  # distance (1 - cosine) below which two embeddings are of one thing
-_FAR = 4.0  # interquartile ranges below the median affinity: Tukey's far fence is at 3.5
 _NEAREST = 16  # neighbours that tell whether classes are mixed
 _MIXED = 0.7  # of a class's votes within itself that another class of its size has to have, in both directions
 
@@ -74,7 +74,7 @@ def settle(judgement: LabelJudgement, labels: Tensor, similarities: Tensor, neig
     mixed |= suspicious & torch.isin(labels * count + suggested, partner[:, 0] * count + partner[:, 1])
     kind = torch.where(suspicious, _WRONG, 0)
     kind[mixed] = _AMBIGUOUS
-    kind[suspicious & (judgement.candidates.affinity < -_FAR)] = _OUTLIER
+    kind[suspicious & (judgement.candidates.affinity < FAR)] = _OUTLIER
     kind[suspicious & doubled] = _DUPLICATE
     return Verdict(suspicious, score, suggested, believed, kind, pairs)
 

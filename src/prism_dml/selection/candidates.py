@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prism_dml.selection.discriminant import ball_density, class_sums
+
 MOST_CANDIDATES = 16
 """Classes that are considered for a sample: the given one and those with the most votes."""
 
@@ -18,7 +20,6 @@ CHUNK = 4096
 """Samples looked at together: bounds the memory to CHUNK x (MOST_CANDIDATES + DRAWN) x D."""
 
 _SMALLEST_SHARE = 1e-3  # of the votes: a class without any is unlikely, not impossible
-_UNSEEN = 0.5  # members at the origin that a centre is averaged with: without trusted members it is near nobody
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,6 @@ class Candidates:
         kernel: (N, K) weight of each neighbour's vote, in [0, 1].
         column: (N, K) int16, the candidate that a neighbour's given label is; M - DRAWN: one of the rest.
         affinity: (N,) similarity to the nearest neighbours, in interquartile ranges from the median.
-        alone: (N,) whether no other sample has the given label.
     """
 
     samples: Tensor
@@ -43,7 +43,6 @@ class Candidates:
     kernel: Tensor
     column: Tensor
     affinity: Tensor
-    alone: Tensor
 
 
 @dataclass(frozen=True)
@@ -52,17 +51,15 @@ class ClassEvidence:
 
     Attributes:
         log_share: (n, M) logarithm of each candidate's share of the trusted votes.
-        cosine: (n, M) to the mean of each candidate's trusted members.
+        density: (n, M) log-density under each candidate as a ball about its trusted members' mean, up to a constant.
         stands_for: (n, M) see `Candidates`.
         affinity: (n,) see `Candidates`.
-        alone: (n,) see `Candidates`.
     """
 
     log_share: Tensor
-    cosine: Tensor
+    density: Tensor
     stands_for: Tensor
     affinity: Tensor
-    alone: Tensor
 
     def __getitem__(self, rows: Tensor | slice) -> ClassEvidence:
         """The evidence of some of the samples."""
@@ -81,7 +78,7 @@ def find_candidates(
         temperature: of the votes exp((cosine - best cosine) / temperature), above 0.
         rows: (n,) the samples wanted; None: all.
     """
-    members = torch.bincount(labels)
+    num_classes = int(labels.max()) + 1
     rows = torch.arange(len(labels), device=labels.device) if rows is None else rows
     parts = [
         _candidates_of(labels, similarities[part], neighbours[part], labels[part], temperature)
@@ -90,9 +87,9 @@ def find_candidates(
     voted, kernel, column = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     there = voted >= 0
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(len(members), (len(labels), DRAWN), generator=generator)[rows.cpu()].to(voted)
+    drawn = torch.randint(num_classes, (len(labels), DRAWN), generator=generator)[rows.cpu()].to(voted)
     new = (drawn[:, :, None] != voted[:, None, :]).all(dim=2)  # (n, DRAWN)
-    rest = (len(members) - there.sum(dim=1, keepdim=True)) / new.sum(dim=1, keepdim=True).clamp(min=1)
+    rest = (num_classes - there.sum(dim=1, keepdim=True)) / new.sum(dim=1, keepdim=True).clamp(min=1)
     return Candidates(
         samples=rows,
         classes=torch.cat([voted.clamp(min=0), drawn], dim=1),
@@ -101,7 +98,6 @@ def find_candidates(
         kernel=kernel,
         column=column,
         affinity=affinity(similarities)[rows],
-        alone=members[labels[rows]] == 1,
     )
 
 
@@ -138,13 +134,13 @@ def _candidates_of(
 
 
 def weigh_candidates(
-    candidates: Candidates, embeddings: Tensor, labels: Tensor, trust: Tensor, rows: Tensor
+    candidates: Candidates, whitened: Tensor, labels: Tensor, trust: Tensor, rows: Tensor
 ) -> ClassEvidence:
     """Evidence for the candidates of some samples, by the samples that are trusted; a sample has no say on itself.
 
     Args:
         candidates: of these samples and perhaps others.
-        embeddings: (N, D) float32 unit vectors.
+        whitened: (N, D) float32, see `whiten`.
         labels: (N,) given labels.
         trust: (N,) weight of each sample, in [0, 1].
         rows: (n,) which rows of `candidates` are wanted.
@@ -152,12 +148,12 @@ def weigh_candidates(
     Returns:
         The evidence of n samples. O(n M D + n K + N D) time.
     """
-    sums, mass = class_sums(embeddings, labels, trust)
-    shares, cosines = [], []
+    sums, mass = class_sums(whitened, labels, trust)
+    lengths = (sums * sums).sum(dim=1)  # (C,)
+    shares, densities = [], []
     for part in rows.split(CHUNK):
         classes = candidates.classes[part]
         samples = candidates.samples[part]
-        own = trust[samples]
         weights = candidates.kernel[part] * trust[candidates.neighbours[part]]  # (n, K)
         votes = weights.new_zeros(len(part), classes.shape[1] - DRAWN + 1)
         votes.scatter_add_(1, candidates.column[part].long(), weights)
@@ -166,24 +162,13 @@ def weigh_candidates(
         votes = torch.cat([votes[:, :-1], unseen.expand(-1, DRAWN)], dim=1)  # (n, M)
         share = votes / weights.sum(dim=1, keepdim=True).clamp(min=1e-30)
         shares.append((share + _SMALLEST_SHARE).log())
-        dots = torch.bmm(sums[classes], embeddings[samples, :, None]).squeeze(2)  # (n, M)
-        members = mass[classes]
-        dots[:, 0] -= own  # its own embedding, of unit length, is in the sum of its given class
-        members[:, 0] -= own
-        cosines.append(dots / (members.clamp(min=0) + _UNSEEN))
+        row = whitened[samples]
+        dots = torch.bmm(sums[classes], row[:, :, None]).squeeze(2)  # (n, M)
+        first = torch.zeros_like(samples)  # the column of the given class
+        densities.append(ball_density(dots, lengths[classes], mass[classes], first, trust[samples], row))
     return ClassEvidence(
         torch.cat(shares),
-        torch.cat(cosines),
+        torch.cat(densities),
         candidates.stands_for[rows],
         candidates.affinity[rows],
-        candidates.alone[rows],
     )
-
-
-def class_sums(embeddings: Tensor, labels: Tensor, trust: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum (C, D) of each class's embeddings, and its mass (C,), by trust (N,)."""
-    num_classes = int(labels.max()) + 1
-    sums = embeddings.new_zeros(num_classes, embeddings.shape[1])
-    for rows in torch.arange(len(labels), device=labels.device).split(16 * CHUNK):
-        sums.index_add_(0, labels[rows], embeddings[rows] * trust[rows, None])
-    return sums, trust.new_zeros(num_classes).index_add_(0, labels, trust)

@@ -11,8 +11,13 @@ from torch.nn.functional import softplus
 
 from prism_dml.selection.candidates import ClassEvidence
 
-_PRIOR = (0.0, 0.5, -3.0, -3.0, -1.0)  # of the parameters, below; of a Gaussian as wide as sqrt(1 / _STRENGTH)
+_PRIOR = (0.0, 0.5, -3.0)  # of the parameters, below; of a Gaussian as wide as sqrt(1 / _STRENGTH)
 _STRENGTH = 0.2
+_BARRIER = 100.0
+FAR = -4.0
+"""Affinity at which a sample is as likely of no class as of one: interquartile ranges from the median; Tukey's far fence
+of a normal distribution is at -3.5."""
+_MOST_OUTSIDE = 0.7  # probability of no class, however far: a far sample's label may agree with the evidence
 _MOST_FITTED = 50_000  # samples that the parameters are fitted to: their errors are then far below others
 
 
@@ -32,17 +37,20 @@ class Posterior:
 class LabelModel:
     """A class for each sample from the evidence, and then, with some probability, a label that is wrong.
 
-    Class k has the probability p_k ~ share_k^a exp(b cosine_k) and "no class of these" p_0 ~ exp(c - d affinity).
-    The label is the true class with probability 1 - r, else any of the others alike; that of a sample of no class
-    is any. a, b, c, d and the rate r are those that make the given labels most likely. As the labels are known, that
-    needs no truth, and the beliefs are as calibrated as the model fits.
+    Class k has the probability p_k ~ share_k^a exp(b density_k); samples far from everything are of no class. The label
+    is the true class with probability 1 - r, else any of the others alike; of a sample of no class, any class. a, b and
+    the rate r are those that make the given labels most likely. As the labels are known, that needs no truth, and the
+    beliefs are as calibrated as the model fits.
+
+    Where the evidence is weak, hard samples and wrong labels explain the same data; then a rate known to be
+    exceeded (`least`) decides.
 
     Args:
         num_classes: number C of classes, at least 2.
     """
 
     def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
+        self.num_classes, self.least = num_classes, 0.0
         self.parameters = torch.tensor(_PRIOR, dtype=torch.float64)
 
     def fit(self, evidence: ClassEvidence) -> float:
@@ -82,14 +90,16 @@ class LabelModel:
         return math.sqrt(float((slope @ covariance @ slope).clamp(min=0) + drawn))
 
     def _fitted_to(self, evidence: ClassEvidence) -> ClassEvidence:
-        step = math.ceil(len(evidence.alone) / _MOST_FITTED)
+        step = math.ceil(len(evidence.affinity) / _MOST_FITTED)
         return evidence[slice(None, None, step)]
 
     def _loss(self, parameters: Tensor, evidence: ClassEvidence) -> Tensor:
         prior = torch.tensor(_PRIOR, dtype=parameters.dtype)
-        _, _, label = self._joint(parameters, evidence)
+        classes, _, label = self._joint(parameters, evidence)
+        label = label.clamp(min=1e-30)
+        wrong = 1 - (classes[:, 0] / label).mean()
         penalty = _STRENGTH / 2 * ((parameters - prior) ** 2).sum() / len(label)
-        return penalty - label.clamp(min=1e-30).log().mean()
+        return penalty + _BARRIER * (self.least - wrong).clamp(min=0) ** 2 - label.log().mean()
 
     def _posterior(self, parameters: Tensor, evidence: ClassEvidence) -> Posterior:
         classes, nothing, label = self._joint(parameters, evidence)
@@ -98,17 +108,13 @@ class LabelModel:
 
     def _joint(self, parameters: Tensor, evidence: ClassEvidence) -> tuple[Tensor, Tensor, Tensor]:
         """Probability of each candidate (n, M) and of none (n,) with the given label, and of the label (n,)."""
-        device = evidence.cosine.device
-        power, slope, rate, nothing, distance = parameters.to(device)
-        others = self.num_classes - 1
-        scores = 2 * power.sigmoid() * evidence.log_share + softplus(slope) * 4 * evidence.cosine
-        scores = scores + evidence.stands_for.log()  # (n, M), float64; -inf where the column is empty
-        outside = nothing - softplus(distance) * evidence.affinity.clamp(-20.0, 0.0)  # (n,)
-        # Of a class with no other member nobody knows what it looks like: like nothing else.
-        given = torch.where(evidence.alone, outside, scores[:, 0])
-        scores = torch.cat([given[:, None], scores[:, 1:], outside[:, None]], dim=1)
-        prior = scores.softmax(dim=1)  # (n, M + 1)
+        power, slope, rate = parameters.to(evidence.density.device)
+        scores = 2 * power.sigmoid() * evidence.log_share + softplus(slope) * evidence.density
+        prior = (scores + evidence.stands_for.log()).softmax(dim=1)  # (n, M), float64; 0 where the column is empty
+        outside = (2 * (FAR - evidence.affinity)).sigmoid().clamp(max=_MOST_OUTSIDE)  # (n,)
         wrong = rate.sigmoid()
-        classes = torch.cat([prior[:, :1] * (1 - wrong), prior[:, 1:-1] * wrong / others], dim=1)
-        none = prior[:, -1] / self.num_classes
-        return classes, none, classes.sum(dim=1) + none
+        chance = torch.full_like(prior, 0.0) + wrong / (self.num_classes - 1)
+        chance[:, 0] = 1 - wrong
+        classes = prior * chance * (1 - outside[:, None])
+        nothing = outside / self.num_classes
+        return classes, nothing, classes.sum(dim=1) + nothing
