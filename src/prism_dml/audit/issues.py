@@ -19,6 +19,7 @@ from prism_dml.selection.cross_fit import judge_labels
 NEIGHBOURS = 64
 """Nearest neighbours that vote on a sample."""
 
+
 @torch.no_grad()
 def find_label_issues(
     embeddings: Tensor | NDArray[np.floating], labels: Tensor | NDArray[Any] | Sequence[Any]
@@ -51,7 +52,7 @@ def find_label_issues(
     known = rows.abs().amax(dim=1) > 0 if rows.numel() else rows.new_zeros(len(rows), dtype=torch.bool)
     found = known.nonzero().squeeze(1)
     rows = rows if len(found) == len(rows) else rows[found]
-    classes, inside = codes.to(rows.device)[found].unique(return_inverse=True)
+    classes, inside = torch.unique(codes.to(rows.device)[found], return_inverse=True)
     if len(classes) < 2:
         return _nothing_wrong(given)
 
@@ -97,8 +98,10 @@ def _encode(labels: Tensor | NDArray[Any] | Sequence[Any], count: int) -> tuple[
     if count == 0:
         raise ValueError("there are no samples")
     codes, _ = pd.factorize(given)
-    if (codes < 0).any():
-        raise ValueError(f"{(codes < 0).sum()} labels are missing, the first at row {int((codes < 0).argmax())}")
+    missing = (codes < 0).nonzero()[0]
+    if len(missing):
+        count_text = "1 label is" if len(missing) == 1 else f"{len(missing)} labels are"
+        raise ValueError(f"{count_text} missing, the first at row {missing[0]}")
     return given, torch.from_numpy(codes.astype(np.int64))
 
 

@@ -17,7 +17,9 @@ KINDS = ("wrong label", "outlier", "conflicting duplicate", "ambiguous classes")
 _WRONG, _OUTLIER, _DUPLICATE, _AMBIGUOUS = range(1, 1 + len(KINDS))
 _IDENTICAL = 1e-3  # distance (1 - cosine) below which two embeddings are of one thing
 _NEAREST = 16  # neighbours that tell whether classes are mixed
-_MIXED = 0.7  # of a class's votes within itself that another class of its size has to have, in both directions
+_MIXED = (
+    0.7  # of a class's votes within itself that another class of its size has to have, in both directions
+)
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,9 @@ def ambiguous_pairs(candidates: Candidates, labels: Tensor, trust: Tensor) -> Te
     own = voter == voted
     inside[voter[own]] = totals[own]
     # Votes of the class itself come from one member less: nobody votes for himself.
-    ratio = (totals / mass[voted].clamp(min=1e-9)) / (inside[voter] / (mass[voter] - 1).clamp(min=1e-9)).clamp(min=1e-9)
+    ratio = (totals / mass[voted].clamp(min=1e-9)) / (
+        inside[voter] / (mass[voter] - 1).clamp(min=1e-9)
+    ).clamp(min=1e-9)
     strong = ~own & (ratio >= _MIXED) & (mass[voter] > 2) & (mass[voted] > 2)
     forward = pairs[strong]
     mutual = torch.isin(forward, voted[strong] * count + voter[strong])
@@ -123,12 +127,14 @@ def ambiguous_pairs(candidates: Candidates, labels: Tensor, trust: Tensor) -> Te
     return torch.stack([forward // count, forward % count], dim=1)
 
 
-def _votes_between(candidates: Candidates, labels: Tensor, trust: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _votes_between(
+    candidates: Candidates, labels: Tensor, trust: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
     """Numbers a * C + b of the pairs of classes of which b has votes on samples of a, sorted, and their sums."""
     nearest = candidates.neighbours[:, :_NEAREST]
     votes = candidates.kernel[:, :_NEAREST] * trust[nearest]
     votes = votes / votes.sum(dim=1, keepdim=True).clamp(min=1e-30) * trust[:, None]
     keys = labels[:, None] * count + labels[nearest]
-    pairs, where = keys.flatten().unique(return_inverse=True)
+    pairs, where = torch.unique(keys, return_inverse=True)
     sums = torch.zeros(len(pairs), dtype=torch.float64, device=keys.device)
-    return pairs, sums.index_add_(0, where, votes.flatten().double())
+    return pairs, sums.index_add_(0, where.flatten(), votes.flatten().double())

@@ -33,7 +33,7 @@ class Candidates:
         neighbours: (N, K) sample numbers of the nearest neighbours, best first.
         kernel: (N, K) weight of each neighbour's vote, in [0, 1].
         column: (N, K) int16, the candidate that a neighbour's given label is; M - DRAWN: one of the rest.
-        affinity: (N,) similarity to the nearest neighbours, in interquartile ranges from the median.
+        affinity: (N,) similarity to the nearest neighbour, in interquartile ranges from the median.
     """
 
     samples: Tensor
@@ -54,12 +54,14 @@ class ClassEvidence:
         density: (n, M) log-density under each candidate as a ball about its trusted members' mean, up to a constant.
         stands_for: (n, M) see `Candidates`.
         affinity: (n,) see `Candidates`.
+        known: (n,) bool, whether any other sample of the given class has a say.
     """
 
     log_share: Tensor
     density: Tensor
     stands_for: Tensor
     affinity: Tensor
+    known: Tensor
 
     def __getitem__(self, rows: Tensor | slice) -> ClassEvidence:
         """The evidence of some of the samples."""
@@ -82,7 +84,7 @@ def find_candidates(
     rows = torch.arange(len(labels), device=labels.device) if rows is None else rows
     parts = [
         _candidates_of(labels, similarities[part], neighbours[part], labels[part], temperature)
-        for part in rows.split(CHUNK)
+        for part in torch.split(rows, CHUNK)
     ]
     voted, kernel, column = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     there = voted >= 0
@@ -102,11 +104,11 @@ def find_candidates(
 
 
 def affinity(similarities: Tensor) -> Tensor:
-    """Mean similarity to the five nearest neighbours, (N,), in interquartile ranges from the median."""
-    nearest = similarities[:, :5].double().mean(dim=1)
+    """Similarity to the nearest neighbour, (N,), in interquartile ranges from the median."""
+    nearest = similarities[:, 0]
     ordered = nearest.sort().values  # torch.quantile refuses more than 16 million numbers
     low, middle, high = (ordered[int(q * (len(ordered) - 1))] for q in (0.25, 0.5, 0.75))
-    return ((nearest - middle) / (high - low).clamp(min=1e-6)).float()
+    return (nearest - middle) / (high - low).clamp(min=1e-6)
 
 
 def _candidates_of(
@@ -150,8 +152,9 @@ def weigh_candidates(
     """
     sums, mass = class_sums(whitened, labels, trust)
     lengths = (sums * sums).sum(dim=1)  # (C,)
+    heard = torch.bincount(labels[trust > 0], minlength=len(mass))
     shares, densities = [], []
-    for part in rows.split(CHUNK):
+    for part in torch.split(rows, CHUNK):
         classes = candidates.classes[part]
         samples = candidates.samples[part]
         weights = candidates.kernel[part] * trust[candidates.neighbours[part]]  # (n, K)
@@ -166,9 +169,11 @@ def weigh_candidates(
         dots = torch.bmm(sums[classes], row[:, :, None]).squeeze(2)  # (n, M)
         first = torch.zeros_like(samples)  # the column of the given class
         densities.append(ball_density(dots, lengths[classes], mass[classes], first, trust[samples], row))
+    given = candidates.classes[rows, 0]
     return ClassEvidence(
         torch.cat(shares),
         torch.cat(densities),
         candidates.stands_for[rows],
         candidates.affinity[rows],
+        heard[given] - (trust[candidates.samples[rows]] > 0).long() > 0,
     )

@@ -24,6 +24,9 @@ FOLDS = 5
 _ROUNDS = 2  # of trust; more change nothing that matters
 _TEMPERATURES = (0.01, 0.02, 0.05, 0.1, 0.2)  # of the neighbours' votes, in cosine
 _RANKED = 20_000  # samples whose given class is ranked among all
+_HEAP = (
+    5  # members of which one has to win for the class to be believed in; there are chance winners among many
+)
 _TRIED_ON = 10_000  # samples that the temperature is chosen by
 
 
@@ -79,14 +82,15 @@ def judge_labels(
         for fold, part in enumerate(parts):
             rest = torch.cat(parts[:fold] + parts[fold + 1 :])
             evidence = weigh_candidates(candidates, whitened, labels, seen_by[fold], rest)
-            seen_by[fold] = everyone.new_zeros(len(labels)).index_copy_(
-                0, rest, model(evidence).classes[:, 0].float()
-            )
+            trust = model(evidence).classes[:, 0].float()
+            seen_by[fold] = torch.zeros_like(everyone).index_copy_(0, rest, trust)
             found.append(weigh_candidates(candidates, whitened, labels, seen_by[fold], part))
-        evidence = ClassEvidence(*(torch.cat(columns)[back] for columns in zip(*map(_columns, found), strict=True)))
+        evidence = ClassEvidence(
+            *(torch.cat(columns)[back] for columns in zip(*map(_columns, found), strict=True))
+        )
         model.least = least_rate(whitened, labels, model(evidence).classes[:, 0].float())
         model.fit(evidence)
-    return _judgement(model, evidence, candidates)
+    return _judgement(model, evidence, candidates, labels)
 
 
 def least_rate(whitened: Tensor, labels: Tensor, trust: Tensor) -> float:
@@ -105,10 +109,12 @@ def least_rate(whitened: Tensor, labels: Tensor, trust: Tensor) -> float:
     lengths = (sums * sums).sum(dim=1)
     step = -(-len(labels) // _RANKED)
     shown = []
-    for part in torch.arange(0, len(labels), step, device=labels.device).split(512):
+    for part in torch.split(torch.arange(0, len(labels), step, device=labels.device), 512):
         rows, given = whitened[part], labels[part]
         whole = (len(part), len(mass))
-        scores = ball_density(rows @ sums.T, lengths.expand(whole), mass.expand(whole), given, trust[part], rows)
+        scores = ball_density(
+            rows @ sums.T, lengths.expand(whole), mass.expand(whole), given, trust[part], rows
+        )
         own = scores.gather(1, given[:, None]).squeeze(1)
         shown.append(implausibility(scores, own, mass > 0, torch.ones_like(own).bool(), cut=0.8))
     share = torch.cat(shown).double()
@@ -146,14 +152,23 @@ def _first_model(
     return model, temperature
 
 
-def _judgement(model: LabelModel, evidence: ClassEvidence, candidates: Candidates) -> LabelJudgement:
+def _judgement(
+    model: LabelModel, evidence: ClassEvidence, candidates: Candidates, labels: Tensor
+) -> LabelJudgement:
     belief = model(evidence)
-    clean = belief.classes[:, 0]
-    probability, best = belief.classes[:, :-DRAWN].max(dim=1)
+    # A class that hardly ever wins, not even where its members are, is a heap of samples of other classes, which meet
+    # everywhere and so look like a rare class; or else the embedding does not know it. Either is as likely.
+    members, wins = torch.bincount(labels), torch.bincount(labels, weights=belief.wins.double())
+    heap = ((members >= _HEAP) & (wins < members / 20))[labels]
+    given = belief.classes[:, 0]
+    clean = torch.where(heap, given / 2, given)
+    others = belief.classes[:, 1:-DRAWN] * ((1 - clean) / (1 - given).clamp(min=1e-9))[:, None]
+    first = clean.masked_fill(heap, 0.0)[:, None]
+    probability, best = torch.cat([first, others], dim=1).max(dim=1)
     return LabelJudgement(
         clean_probability=clean,
         suggested=candidates.classes.gather(1, best[:, None]).squeeze(1),
-        suggested_probability=probability,
+        suggested_probability=probability.clamp(max=1),
         noise_rate=float(1 - clean.mean()),
         rate_error=model.rate_error(evidence),
         candidates=candidates,

@@ -14,7 +14,7 @@ def class_sums(embeddings: Tensor, labels: Tensor, trust: Tensor) -> tuple[Tenso
     """Sum (C, D) of each class's embeddings (N, D), and its mass (C,), by trust (N,)."""
     num_classes = int(labels.max()) + 1
     sums = embeddings.new_zeros(num_classes, embeddings.shape[1])
-    for rows in torch.arange(len(labels), device=labels.device).split(_CHUNK):
+    for rows in torch.split(torch.arange(len(labels), device=labels.device), _CHUNK):
         sums.index_add_(0, labels[rows], embeddings[rows] * trust[rows, None])
     return sums, trust.new_zeros(num_classes).index_add_(0, labels, trust)
 
@@ -65,7 +65,7 @@ def whiten(embeddings: Tensor, labels: Tensor, trust: Tensor) -> Tensor:
     centres = sums / mass.clamp(min=1e-6)[:, None]
     mean = sums.sum(dim=0) / mass.sum().clamp(min=1e-6)
     scatter = embeddings.new_zeros(dim, dim, dtype=torch.float64)
-    for rows in torch.arange(count, device=labels.device).split(_CHUNK):
+    for rows in torch.split(torch.arange(count, device=labels.device), _CHUNK):
         residuals = embeddings[rows] - centres[labels[rows]]
         scatter += ((residuals * trust[rows, None]).T @ residuals).double()
     covariance = scatter / mass.sum().clamp(min=1e-6)
@@ -74,6 +74,6 @@ def whiten(embeddings: Tensor, labels: Tensor, trust: Tensor) -> Tensor:
     variances, directions = torch.linalg.eigh((1 - shrinkage) * covariance + shrinkage * ball)
     scaling = ((directions * variances.clamp(min=1e-9) ** -0.5) @ directions.T).float()
     whitened = torch.empty_like(embeddings)
-    for rows in torch.arange(count, device=labels.device).split(_CHUNK):
+    for rows in torch.split(torch.arange(count, device=labels.device), _CHUNK):
         whitened[rows] = (embeddings[rows] - mean) @ scaling
     return whitened

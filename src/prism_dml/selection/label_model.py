@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from prism_dml.selection.candidates import ClassEvidence
+from prism_dml.selection.candidates import DRAWN, ClassEvidence
 
 _PRIOR = (0.0, 0.5, -3.0)  # of the parameters, below; of a Gaussian as wide as sqrt(1 / _STRENGTH)
 _STRENGTH = 0.2
 _BARRIER = 100.0
 FAR = -4.0
-"""Affinity at which a sample is as likely of no class as of one: interquartile ranges from the median; Tukey's far fence
-of a normal distribution is at -3.5."""
+"""Affinity (interquartile ranges from the median) at which a sample is as likely of no class as of one; Tukey's far
+fence of a normal distribution is at -3.5."""
 _MOST_OUTSIDE = 0.7  # probability of no class, however far: a far sample's label may agree with the evidence
 _MOST_FITTED = 50_000  # samples that the parameters are fitted to: their errors are then far below others
 
@@ -26,12 +26,13 @@ class Posterior:
     """What is believed of n samples and their M candidates after the given label is seen.
 
     Attributes:
-        classes: (n, M) probability that the sample belongs to each candidate, the given class first.
-        nothing: (n,) probability that it belongs to none of them; the rest to 1.
+        classes: (n, M) probability that the sample belongs to each candidate, the given class first; what is missing
+            to 1 is that of no class.
+        wins: (n,) bool, whether the given class was the most probable before the label was seen.
     """
 
     classes: Tensor
-    nothing: Tensor
+    wins: Tensor
 
 
 class LabelModel:
@@ -66,9 +67,9 @@ class LabelModel:
             return loss
 
         with torch.enable_grad():
-            loss = optimizer.step(closure)
-            self.parameters = parameters.detach()
-            return float(self._loss(self.parameters, evidence) if loss is not None else math.nan)
+            optimizer.step(closure)  # type: ignore[no-untyped-call]
+        self.parameters = parameters.detach()
+        return float(self._loss(self.parameters, evidence))
 
     @torch.no_grad()
     def __call__(self, evidence: ClassEvidence) -> Posterior:
@@ -95,26 +96,28 @@ class LabelModel:
 
     def _loss(self, parameters: Tensor, evidence: ClassEvidence) -> Tensor:
         prior = torch.tensor(_PRIOR, dtype=parameters.dtype)
-        classes, _, label = self._joint(parameters, evidence)
-        label = label.clamp(min=1e-30)
+        classes, label, _ = self._joint(parameters, evidence)
         wrong = 1 - (classes[:, 0] / label).mean()
         penalty = _STRENGTH / 2 * ((parameters - prior) ** 2).sum() / len(label)
         return penalty + _BARRIER * (self.least - wrong).clamp(min=0) ** 2 - label.log().mean()
 
     def _posterior(self, parameters: Tensor, evidence: ClassEvidence) -> Posterior:
-        classes, nothing, label = self._joint(parameters, evidence)
-        label = label.clamp(min=1e-30)
-        return Posterior(classes / label[:, None], nothing / label)
+        classes, label, prior = self._joint(parameters, evidence)
+        return Posterior(classes / label[:, None], prior[:, 0] >= prior[:, :-DRAWN].amax(dim=1))
 
     def _joint(self, parameters: Tensor, evidence: ClassEvidence) -> tuple[Tensor, Tensor, Tensor]:
-        """Probability of each candidate (n, M) and of none (n,) with the given label, and of the label (n,)."""
+        """Probability of each candidate with the label (n, M), of the label (n,), and of each candidate (n, M)."""
         power, slope, rate = parameters.to(evidence.density.device)
         scores = 2 * power.sigmoid() * evidence.log_share + softplus(slope) * evidence.density
-        prior = (scores + evidence.stands_for.log()).softmax(dim=1)  # (n, M), float64; 0 where the column is empty
-        outside = (2 * (FAR - evidence.affinity)).sigmoid().clamp(max=_MOST_OUTSIDE)  # (n,)
+        scores = scores + evidence.stands_for.log()  # (n, M), float64; -inf where the column is empty
+        # Nobody knows what a class without other members looks like: it is as probable as any.
+        blank = scores[:, 1:].logsumexp(dim=1) - math.log(self.num_classes - 1)
+        scores = torch.cat([torch.where(evidence.known, scores[:, 0], blank)[:, None], scores[:, 1:]], dim=1)
+        prior = scores.softmax(dim=1)
+        outside = (2 * (FAR - evidence.affinity)).sigmoid().clamp(max=_MOST_OUTSIDE) * evidence.known  # (n,)
         wrong = rate.sigmoid()
-        chance = torch.full_like(prior, 0.0) + wrong / (self.num_classes - 1)
+        chance = (wrong / (self.num_classes - 1)).expand_as(prior).clone()
         chance[:, 0] = 1 - wrong
         classes = prior * chance * (1 - outside[:, None])
-        nothing = outside / self.num_classes
-        return classes, nothing, classes.sum(dim=1) + nothing
+        label = classes.sum(dim=1) + outside / self.num_classes
+        return classes, label.clamp(min=1e-30), prior

@@ -9,9 +9,7 @@ CUT = 0.5
 """Where the lower part of the ranks begins: larger is less biased by hard clean samples, but varies more."""
 
 
-def implausibility(
-    scores: Tensor, given: Tensor, present: Tensor, known: Tensor, cut: float = CUT
-) -> Tensor:
+def implausibility(scores: Tensor, given: Tensor, present: Tensor, known: Tensor, cut: float = CUT) -> Tensor:
     """How much each sample speaks for wrong labels; its mean estimates their share (`mean_rate`).
 
     The rank of a sample's given class among all classes, by similarity, works as a p-value. If the label is wrong
