@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prism_dml.retrieval.neighbours import nearest_neighbours
 
-EXACT_UP_TO = 100_000
+EXACT_UP_TO = 50_000
 """Samples up to which the search is exact on a CPU: its time grows with their square."""
 
 _CELLS_SEARCHED = 8  # finds some nine in ten of the true neighbours; where classes are tight, nearly all
@@ -22,7 +22,7 @@ _QUERIES = 8192  # searched for at once
 def neighbour_graph(embeddings: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k nearest others of each sample, by cosine.
 
-    Exact on an accelerator and up to 100,000 samples; beyond that a FAISS index (inverted file, 8 cells searched).
+    Exact on an accelerator and up to 50,000 samples; beyond that a FAISS index (inverted file, 8 cells searched).
 
     Args:
         embeddings: (N, D) float32 unit vectors.

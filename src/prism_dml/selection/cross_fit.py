@@ -22,6 +22,7 @@ FOLDS = 5
 """Parts of a data set, each judged by the other four."""
 
 _ROUNDS = 2  # of trust; more change nothing that matters
+_MANY = 200_000  # samples from which one round has to do: it is most of the time, and the second helps weak embeddings
 _TEMPERATURES = (0.01, 0.02, 0.05, 0.1, 0.2)  # of the neighbours' votes, in cosine
 _RANKED = 20_000  # samples whose given class is ranked among all
 _HEAP = (
@@ -77,7 +78,7 @@ def judge_labels(
     seen_by = [everyone * (folds != fold) for fold in range(FOLDS)]
     parts = [(folds == fold).nonzero().squeeze(1) for fold in range(FOLDS)]
     back = torch.cat(parts).argsort()
-    for _ in range(_ROUNDS):
+    for _ in range(_ROUNDS if len(labels) < _MANY else 1):
         found = []
         for fold, part in enumerate(parts):
             rest = torch.cat(parts[:fold] + parts[fold + 1 :])
