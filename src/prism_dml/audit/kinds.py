@@ -17,9 +17,7 @@ KINDS = ("wrong label", "outlier", "conflicting duplicate", "ambiguous classes")
 _WRONG, _OUTLIER, _DUPLICATE, _AMBIGUOUS = range(1, 1 + len(KINDS))
 _IDENTICAL = 1e-3  # distance (1 - cosine) below which two embeddings are of one thing
 _NEAREST = 16  # neighbours that tell whether classes are mixed
-_MIXED = (
-    0.7  # of a class's votes within itself that another class of its size has to have, in both directions
-)
+_MIXED = 0.7  # of a class's votes within itself that another one of its size has to have, in both directions
 
 
 @dataclass(frozen=True)

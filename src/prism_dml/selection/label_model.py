@@ -13,7 +13,7 @@ from prism_dml.selection.candidates import DRAWN, ClassEvidence
 
 _PRIOR = (0.0, 0.5, -3.0)  # of the parameters, below; of a Gaussian as wide as sqrt(1 / _STRENGTH)
 _STRENGTH = 0.2
-_BARRIER = 100.0
+_BARRIER = 100.0  # weight of the square by which the rate falls short of its least value
 FAR = -4.0
 """Affinity (interquartile ranges from the median) at which a sample is as likely of no class as of one; Tukey's far
 fence of a normal distribution is at -3.5."""
