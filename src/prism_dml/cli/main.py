@@ -18,6 +18,7 @@ COMMANDS = {
     "methods": "List the methods that `prism train --method` knows, each with a line.",
     "evaluate": "Measure how well a trained model retrieves images of classes it has never seen.",
     "embed": "Write the embeddings of a data set to a file.",
+    "export": "Write a trained model as one file for other programs: ONNX or safetensors.",
     "corrupt": "Make some labels of a data set wrong, on purpose, for experiments.",
     "benchmark": "Compare methods on the same wrong labels: methods x noise x seeds, resumable.",
 }
