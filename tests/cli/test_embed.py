@@ -1,4 +1,5 @@
 import json
+import resource
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -95,6 +96,24 @@ def test_bad_output_is_refused_before_any_work(prism, tmp_path, out, message):
     status, _, error = prism("embed", tmp_path, tmp_path / "d.parquet", "--out", tmp_path / out)
     assert status == 2
     assert message in error
+
+
+@pytest.mark.parametrize("name", ["e.npz", "e.parquet"])
+def test_a_full_disk_is_one_line_and_leaves_the_old_file(prism, run_folder, image_folder, tmp_path, name):
+    out = tmp_path / name
+    prism("embed", run_folder, image_folder, "--out", out)
+    before = out.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (len(before) // 2, limits[1])
+    )  # hits a write as a full disk does
+    try:
+        status, _, error = prism("embed", run_folder, image_folder, "--out", out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert status == 2 and error.count("\n") == 1
+    assert f"{out} cannot be written: " in error and "what was there before is whole" in error
+    assert out.read_bytes() == before and list(tmp_path.iterdir()) == [out]
 
 
 def test_no_model_there(prism, image_folder, tmp_path):

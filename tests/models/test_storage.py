@@ -1,11 +1,13 @@
 """Models written and read again, whole, damaged and half-written."""
 
+import hashlib
 import json
+import os
 
 import pytest
 import torch
 
-from prism_dml.models import Embedder, load, save, storage
+from prism_dml.models import Embedder, load, save, save_as_file
 
 
 def tiny(seed=0, backbone="small"):
@@ -34,10 +36,53 @@ def test_round_trip(tmp_path, backbone):
 
 def test_the_cards_preprocessing_is_used(tmp_path):
     save(tiny(), tmp_path)
-    card = json.loads((tmp_path / "model.json").read_text())
-    card["preprocessing"]["mean"] = [0.1, 0.2, 0.3]
-    (tmp_path / "model.json").write_text(json.dumps(card))
+    look = json.loads((tmp_path / "model.json").read_text())["preprocessing"]
+    card_with(preprocessing=look | {"mean": [0.1, 0.2, 0.3]})(tmp_path)
     assert load(tmp_path).transform.mean == (0.1, 0.2, 0.3)
+
+
+def test_a_model_of_the_first_version_is_read(tmp_path):
+    save(tiny(), tmp_path)
+    card = json.loads((tmp_path / "model.json").read_text())
+    del card["checksum"]
+    (tmp_path / "model.json").write_text(json.dumps(card | {"format_version": 1}))
+    assert same(load(tmp_path), tiny())
+
+
+@pytest.mark.parametrize("backbone", ["small", "resnet10t"])
+def test_one_file(tmp_path, backbone):
+    model = tiny(backbone=backbone)
+    save_as_file(model, tmp_path / "new" / "m.safetensors")
+    loaded = load(tmp_path / "new" / "m.safetensors")
+    assert not loaded.training and same(model, loaded)
+    assert loaded.transform == model.transform
+    assert loaded.config == json.loads(json.dumps(model.config))
+
+
+def test_a_file_that_is_no_model(tmp_path):
+    (tmp_path / "m.safetensors").write_bytes(b"junk")
+    with pytest.raises(ValueError, match="the model .*m.safetensors is damaged"):
+        load(tmp_path / "m.safetensors")
+
+
+def test_every_flipped_bit_of_the_card_is_noticed(tmp_path):
+    """But for blanks: a card that says the same is the same card."""
+    save(tiny(), tmp_path)
+    path = tmp_path / "model.json"
+    whole = path.read_bytes()
+    said = json.loads(whole)
+    refused = 0
+    for place in range(len(whole)):
+        content = whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :]
+        path.write_bytes(content)
+        try:
+            load(tmp_path)
+        except ValueError as error:
+            refused += 1
+            assert "\n" not in str(error) and str(tmp_path) in str(error)
+        else:
+            assert json.loads(content) == said
+    assert refused > 0.8 * len(whole)
 
 
 def test_replacing_leaves_only_the_new_model(tmp_path):
@@ -61,7 +106,7 @@ def test_a_save_cut_short_leaves_the_old_model(tmp_path, monkeypatch, failing):
         if len(calls) == failing:
             raise OSError("disk full")
 
-    monkeypatch.setattr(storage.os, "fsync", fsync)
+    monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(OSError, match="disk full"):
         save(tiny(1), tmp_path)
     assert same(load(tmp_path), tiny(0))
@@ -83,9 +128,17 @@ def lose_weights(folder):
 def card_with(**changes):
     def change(folder):
         card = json.loads((folder / "model.json").read_text())
-        (folder / "model.json").write_text(json.dumps(card | changes))
+        card |= changes
+        card.pop("checksum")
+        card["checksum"] = hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()
+        (folder / "model.json").write_text(json.dumps(card))
 
     return change
+
+
+def edit_by_hand(folder):
+    path = folder / "model.json"
+    path.write_text(path.read_text().replace("0.5", "0.4"))
 
 
 @pytest.mark.parametrize(
@@ -97,6 +150,7 @@ def card_with(**changes):
         (lambda f: (f / "model.json").write_text("{"), "cannot be read"),
         (lambda f: (f / "model.json").write_bytes(b"\xff\xfe"), "cannot be read"),
         (lambda f: (f / "model.json").write_text("[]"), "not the description"),
+        (edit_by_hand, "its checksum is not that of its content"),
         (card_with(format="other"), "not the description"),
         (card_with(format_version=99), "format version 99"),
         (card_with(sha256=None), "sha256 missing"),
@@ -122,8 +176,6 @@ def test_no_folder(tmp_path):
 
 def test_checksum_covers_what_is_no_safetensors_file(tmp_path):
     """A card that vouches for junk: the weights' own format is checked too."""
-    import hashlib
-
     save(tiny(), tmp_path)
     (path,) = tmp_path.glob("*.safetensors")
     path.write_bytes(b"junk")

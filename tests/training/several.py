@@ -24,6 +24,7 @@ class Job:
     resume: bool = False
     double: bool = True  # the network in float64, so that rounding does not grow from step to step
     all_rejected: tuple[int, ...] = ()  # in these steps
+    not_finite: tuple[int, ...] = ()  # in these steps, in the last process only, all images
     stop_after: int | None = None  # a signal comes in this step, to the last process only
 
 
@@ -52,11 +53,18 @@ def do(data: Path, job: Job) -> str:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return super().forward(images.double())
 
-    steps, forward, add, finish = [], PrismMCL._trusted, loop.Tally.add, loop.finish
+    steps, seen, forward, step = [], [], PrismMCL._trusted, PrismMCL.forward
+    add, finish = loop.Tally.add, loop.finish
 
     def trusted(self, embeddings, labels, index):
         kept = forward(self, embeddings, labels, index)
         return torch.zeros_like(kept) if len(steps) + 1 in job.all_rejected else kept
+
+    def spoilt(self, images, labels, index):
+        seen.append(0)
+        if len(seen) in job.not_finite and rank == processes - 1:
+            images = images * torch.nan
+        return step(self, images, labels, index)
 
     def counted(self, *arguments) -> None:
         steps.append(0)
@@ -73,6 +81,7 @@ def do(data: Path, job: Job) -> str:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PrismMCL, "_trusted", trusted)
+        patch.setattr(PrismMCL, "forward", spoilt)
         patch.setattr(loop.Tally, "add", counted)
         patch.setattr(loop, "finish", finished)
         if job.double:

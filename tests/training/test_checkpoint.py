@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from prism_dml.training import checkpoint
+from prism_dml.models import files
 from prism_dml.training.checkpoint import FILE, load_checkpoint, save_checkpoint
 
 
@@ -53,9 +53,7 @@ def test_writing_cut_short_leaves_the_old_one_whole(moment, tmp_path: Path, monk
             Path(arguments[1]).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(
-        *((checkpoint, "save_file", fail) if moment == "save_file" else (Path, "replace", fail))
-    )
+    monkeypatch.setattr(*((files, "save_file", fail) if moment == "save_file" else (Path, "replace", fail)))
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(tmp_path, *parts(1), {"step": 2})
     monkeypatch.undo()
@@ -63,10 +61,10 @@ def test_writing_cut_short_leaves_the_old_one_whole(moment, tmp_path: Path, monk
     assert load_checkpoint(tmp_path, *parts(2)) == {"step": 1}
 
 
-@pytest.mark.parametrize("metadata", [None, {"version": "0", "notes": "{}"}])
+@pytest.mark.parametrize("metadata", [None, {"version": "1", "notes": "{}"}, {"version": "3"}])
 def test_another_version(metadata, tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / FILE, metadata)
-    with pytest.raises(ValueError, match="format version"):
+    with pytest.raises(ValueError, match="format version (none|1|3); this version of Prism reads 2"):
         load_checkpoint(tmp_path, *parts(0))
 
 

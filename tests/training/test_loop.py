@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from prism_dml.methods.base import StepResult
-from prism_dml.methods.mcl import MCL, PrismMCL
+from prism_dml.methods.mcl import PrismMCL
 from prism_dml.methods.registry import METHODS, find_method
 from prism_dml.models import load
 from prism_dml.training import RunStopped, loop, train
@@ -219,36 +219,99 @@ def test_resuming_with_other_settings_or_data(table, settings, tmp_path: Path) -
     assert left_behind(tmp_path / "run") == before, "a failed attempt must not harm the run"
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "half of the header"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "half of the header", "a bit"])
 def test_a_damaged_checkpoint_is_one_clear_line(damage, table, settings, tmp_path: Path) -> None:
     train_until(3, table, settings(), tmp_path / "run")
     path = tmp_path / "run" / FILE
     data = path.read_bytes()
-    path.write_bytes({"truncated": data[:-100], "empty": b"", "garbage": b"x" * 5000}.get(damage, data[:50]))
+    flipped = data[:-100] + bytes([data[-100] ^ 1]) + data[-99:]
+    kinds = {"truncated": data[:-100], "empty": b"", "garbage": b"x" * 5000, "a bit": flipped}
+    path.write_bytes(kinds.get(damage, data[:50]))
     with pytest.raises(ValueError, match="damaged") as error:
         train(table, settings(), tmp_path / "run", resume=True)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(
-    value, table, settings, monkeypatch, tmp_path: Path
+@pytest.fixture
+def spoil(monkeypatch: pytest.MonkeyPatch):
+    """Multiplies the images (0) or the loss (1) of the given steps of this session by a value."""
+
+    def start(value: float, steps: set[int], what: int = 1, method: str = "prism-mcl") -> None:
+        original, calls = find_method(method).forward, []
+
+        def forward(self, images, labels, index):
+            calls.append(0)
+            factor = value if len(calls) in steps else 1.0
+            loss, kept = original(self, images * (1.0 if what else factor), labels, index)
+            return StepResult(loss * (factor if what else 1.0), kept)
+
+        monkeypatch.setattr(find_method(method), "forward", forward)
+
+    return start
+
+
+def test_too_many_bad_steps_in_a_row_keep_the_last_checkpoint(
+    table, settings, spoil, monkeypatch, tmp_path: Path
 ) -> None:
-    config = settings(checkpoint_every=3)
+    config = settings(checkpoint_every=3, max_bad_steps=2)
     train(table, config, tmp_path / "whole")
-    original, calls = MCL.forward, []
-
-    def forward(self, *batch):
-        calls.append(0)
-        loss, kept = original(self, *batch)
-        return StepResult(loss * value if len(calls) == 8 else loss, kept)
-
-    monkeypatch.setattr(PrismMCL, "forward", forward)
-    with pytest.raises(ValueError, match="at step 8: a lower lr"):
+    spoil(math.inf, {8, 9})
+    with pytest.raises(ValueError, match="not finite in 2 steps in a row, up to step 9: a lower lr") as error:
         train(table, config, tmp_path / "run")
+    assert "\n" not in str(error.value)
     monkeypatch.undo()
     train(table, config, tmp_path / "run", resume=True)
     assert left_behind(tmp_path / "whole") == left_behind(tmp_path / "run")
+
+
+@pytest.mark.parametrize("method", ["prism-mcl", "prism-prototypes"])
+@pytest.mark.parametrize("value, what", [(math.nan, 0), (math.nan, 1), (math.inf, 1), (1e30, 1)])
+def test_a_bad_step_is_left_out_as_if_it_had_not_been(
+    value, what, method, table, settings, spoil, final_state, tmp_path: Path
+) -> None:
+    """Images without a number spoil batch statistics and thresholds; with a loss of 1e30, gradients overflow."""
+    options = {"log_every": 1, "checkpoint_every": 1, "method": method, "max_bad_steps": 3}
+    spoil(value, {5, 6, 9, 10}, what, method)
+    train(table, settings(**options), tmp_path / "run")
+
+    def same(step: int) -> bool:
+        return all(
+            torch.equal(value.nan_to_num(), final_state[step - 2][key].nan_to_num())
+            for key, value in final_state[step - 1].items()
+            if not key.startswith("guard/")
+        )
+
+    assert [step for step in range(2, 15) if same(step)] == [5, 6, 9, 10]
+    log = [line for line in log_of(tmp_path / "run") if "rejected" in line or "skipped_steps" in line]
+    assert [line.get("skipped_steps", 0) for line in log] == [0] * 4 + [1, 2, 2, 2, 3, 4, 4, 4, 4, 4]
+    assert all(math.isfinite(number) for line in log for number in line.values())
+    assert "loss" not in log[4] and "loss" in log[6]
+    model = load(tmp_path / "run").state_dict()
+    assert all(value.isfinite().all() for value in model.values())
+
+
+def test_bad_steps_are_counted_through_a_stop(table, settings, spoil, monkeypatch, tmp_path: Path) -> None:
+    config = settings(log_every=1, max_bad_steps=3, noise_rate=0.0)  # no step without a decision
+    spoil(math.nan, {3, 5, 6, 7})
+    with pytest.raises(ValueError, match="up to step 7"):
+        train(table, config, tmp_path / "whole")
+    monkeypatch.undo()
+    original, calls = loop.RunProgress.step, []
+
+    def show(self, images) -> None:
+        calls.append(0)
+        if len(calls) == 6:
+            signal.raise_signal(signal.SIGTERM)
+        original(self, images)
+
+    monkeypatch.setattr(loop.RunProgress, "step", show)
+    spoil(math.nan, {3, 5, 6})
+    with pytest.raises(RunStopped, match="step 6"):
+        train(table, config, tmp_path / "cut")
+    assert log_of(tmp_path / "cut")[-1]["skipped_steps"] == 3
+    spoil(math.nan, {1})
+    with pytest.raises(ValueError, match="up to step 7"):
+        train(table, config, tmp_path / "cut", resume=True)
 
 
 def test_a_step_with_all_rejected_changes_nothing_and_is_logged(

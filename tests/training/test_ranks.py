@@ -52,6 +52,7 @@ def runs(several, folder: Path, settings, tmp_path_factory: pytest.TempPathFacto
     def job(name: str, devices: int, **more):
         options = {**OPTIONS[name], "devices": devices, "bank_size": 30}
         more |= {"double": name != "float32", "all_rejected": (5, 6) if name == "rejected" else ()}
+        more |= {"not_finite": (9, 10) if name == "rejected" else ()}
         more.setdefault("out", root / f"{name} {devices}")
         return several.Job(settings(**options), **more)
 
@@ -88,6 +89,8 @@ def test_two_processes_train_what_one_does(name: str, runs) -> None:
     """Parameters, memory, thresholds, log and judgement, after 50 steps."""
     root, _, _ = runs
     assert_same_run(root / f"{name} 1", root / f"{name} 2")
+    skipped = max(record.get("skipped_steps", 0) for record in records(root / f"{name} 2"))
+    assert skipped == (2 if name == "rejected" else 0), "of the NaN of one process all know"
 
 
 def test_in_single_precision_they_differ_by_rounding(runs) -> None:

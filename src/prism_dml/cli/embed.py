@@ -154,16 +154,17 @@ def write_embeddings(embedded: Embedded, out: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from prism_dml.models.files import replacing
+
     vectors, table = embedded.vectors.numpy(), embedded.table
     classes = np.array(table.classes)
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
     if out.suffix.lower() == ".npz":
         arrays: dict[str, Any] = {"embeddings": vectors, "paths": np.array(table.paths)}
         arrays |= {"labels": table.labels, "classes": classes}
         if table.clean_labels is not None:
             arrays["clean_labels"] = table.clean_labels
-        with partial.open("wb") as file:
+        with replacing(out) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
     else:
         columns = {"path": pa.array(table.paths), "label": pa.array(classes[table.labels])}
@@ -171,5 +172,5 @@ def write_embeddings(embedded: Embedded, out: Path) -> None:
             columns["clean_label"] = pa.array(classes[table.clean_labels], mask=table.clean_labels < 0)
         flat = pa.array(vectors.reshape(-1))
         columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-        pq.write_table(pa.table(columns), partial)
-    partial.replace(out)
+        with replacing(out) as temporary:
+            pq.write_table(pa.table(columns), temporary)

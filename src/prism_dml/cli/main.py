@@ -22,6 +22,7 @@ COMMANDS = {
     "apply": "Write a data set with its labels corrected; the input stays as it is.",
     "index": "Build an index of a data set's embeddings, to search in.",
     "search": "Find the images of an index that are most like others.",
+    "export": "Write a trained model as one file for other programs: ONNX or safetensors.",
     "corrupt": "Make some labels of a data set wrong, on purpose, for experiments.",
     "benchmark": "Compare methods on the same wrong labels: methods x noise x seeds, resumable.",
 }

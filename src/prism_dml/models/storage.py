@@ -1,21 +1,23 @@
-"""A model as a folder: weights in safetensors, everything else in model.json; never pickle."""
+"""A model as a folder or as one file: weights in safetensors, everything else in JSON; never pickle."""
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load as read_tensors
+from safetensors.torch import load as tensors_of
 from safetensors.torch import save as tensor_bytes
+from torch import Tensor
 
 from prism_dml.models.embedder import Embedder
+from prism_dml.models.files import read_tensors, replacing, write_tensors
 from prism_dml.models.preprocess import Preprocess
 
 _FORMAT = "prism-dml model"
-_VERSION = 1
+_VERSIONS = (1, 2)  # the first has no checksum of the card itself
+_FILE_VERSION = 1
 _CARD = "model.json"
 
 
@@ -38,12 +40,13 @@ def save(model: Embedder, folder: str | Path) -> None:
     path = folder / f"model-{checksum[:12]}.safetensors"
     card = {
         "format": _FORMAT,
-        "format_version": _VERSION,
+        "format_version": _VERSIONS[-1],
         "weights": path.name,
         "sha256": checksum,
         "config": model.config,
         "preprocessing": model.transform.as_dict(),
     }
+    card["checksum"] = _checksum(card)
     _write(path, weights)
     _write(folder / _CARD, (json.dumps(card, indent=2) + "\n").encode())
     for old in folder.glob("model-*.safetensors"):
@@ -51,28 +54,54 @@ def save(model: Embedder, folder: str | Path) -> None:
             old.unlink()
 
 
-def load(folder: str | Path) -> Embedder:
-    """The model that `save` wrote into folder or folder/model, as in a training run; on the CPU, eval mode.
+def save_as_file(model: Embedder, path: str | Path) -> None:
+    """Write a model into one file that `load` reads; replaced in one instant if it is there, its folder is made.
 
-    ValueError, one line, if there is none, or it is damaged, or written by a later version. Needs no network.
+    What follows "backbone." in the names of its tensors are timm's names. OSError if it cannot be written.
     """
-    folder = Path(folder)
-    folder = next((f for f in (folder, folder / "model") if (f / _CARD).is_file()), folder)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    description = {"config": model.config, "preprocessing": model.transform.as_dict()}
+    notes = {name: json.dumps(value) for name, value in description.items()}
+    write_tensors(path, "model", _FILE_VERSION, model.state_dict(), notes)
+
+
+def load(path: str | Path) -> Embedder:
+    """The model in a training run's folder, in a folder that `save` wrote or in a file that `save_as_file` wrote.
+
+    On the CPU, in eval mode. ValueError, one line, if there is none, or it is damaged, or written by a later
+    version. Needs no network.
+    """
+    path = Path(path)
+    if path.is_file():
+        weights, notes = read_tensors(path, "model", _FILE_VERSION)
+        return _build(path, json.loads(notes["config"]), json.loads(notes["preprocessing"]), weights)
+    folder = next((f for f in (path, path / "model") if (f / _CARD).is_file()), path)
     card = _read_card(folder / _CARD)
-    path = folder / card["weights"]
+    file = folder / card["weights"]
     try:
-        weights = path.read_bytes()
+        content = file.read_bytes()
     except OSError as error:
-        raise ValueError(f"the weights {path} cannot be read: {error.strerror}") from None
-    if hashlib.sha256(weights).hexdigest() != card["sha256"]:
-        raise ValueError(f"the weights {path} are damaged: their checksum is not that of {_CARD}")
+        raise ValueError(f"the weights {file} cannot be read: {error.strerror}") from None
+    if hashlib.sha256(content).hexdigest() != card["sha256"]:
+        raise ValueError(f"the weights {file} are damaged: their checksum is not that of {_CARD}")
     try:
-        model = Embedder(**card["config"])
-        model.transform = Preprocess.from_dict(card["preprocessing"])
-        model.load_state_dict(read_tensors(weights))
-    except (TypeError, RuntimeError, SafetensorError) as error:
+        weights = tensors_of(content)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / _CARD} does not describe its weights: {error}") from None
+    return _build(folder / _CARD, card["config"], card["preprocessing"], weights)
+
+
+def _build(
+    described: Path, config: dict[str, Any], preprocessing: dict[str, Any], weights: dict[str, Tensor]
+) -> Embedder:
+    try:
+        model = Embedder(**config)
+        model.transform = Preprocess.from_dict(preprocessing)
+        model.load_state_dict(weights)
+    except (TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{folder / _CARD} does not describe its weights: {reason}") from None
+        raise ValueError(f"{described} does not describe its weights: {reason}") from None
     return model.eval()
 
 
@@ -86,10 +115,13 @@ def _read_card(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read: {error}") from None
     if not isinstance(card, dict) or card.get("format") != _FORMAT:
         raise ValueError(f"{path} is not the description of a Prism model")
-    if card.get("format_version") != _VERSION:
+    version = card.get("format_version")
+    if version not in _VERSIONS:
         raise ValueError(
-            f"{path} has format version {card.get('format_version')}; this version of Prism reads {_VERSION}"
+            f"{path} has format version {version}; this version of Prism reads up to {_VERSIONS[-1]}"
         )
+    if version > 1 and card.pop("checksum", None) != _checksum(card):
+        raise ValueError(f"{path} is damaged: its checksum is not that of its content")
     kinds = {"weights": str, "sha256": str, "config": dict, "preprocessing": dict}
     wrong = [name for name, kind in kinds.items() if not isinstance(card.get(name), kind)]
     if wrong or Path(card["weights"]).name != card["weights"]:
@@ -97,14 +129,11 @@ def _read_card(path: Path) -> dict[str, Any]:
     return card
 
 
+def _checksum(card: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest()
+
+
 def _write(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from prism_dml.models.files import read_tensors, write_tensors
+
 FILE = "checkpoint.safetensors"
-_VERSION = "1"
+_VERSION = 2
 
 
 def save_checkpoint(
@@ -22,7 +21,8 @@ def save_checkpoint(
 ) -> None:
     """Write the state of modules and optimiser, and JSON-able notes, into `folder`.
 
-    Whenever the writing is cut short, the folder holds the old checkpoint whole or the new one.
+    Whenever the writing is cut short, the folder holds the old checkpoint whole or the new one. OSError, one line,
+    if it cannot be written, for instance because the disk is full.
     """
     tensors = {
         f"{name}/{key}": value
@@ -31,19 +31,7 @@ def save_checkpoint(
     }
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{number}/{key}": torch.as_tensor(value) for key, value in state.items()}
-    # Cloned: safetensors refuses tensors that share memory (a bank known by two names) or are not contiguous.
-    tensors = {
-        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for key, value in tensors.items()
-    }
-    temporary = folder / f".{FILE}.{os.getpid()}.tmp"
-    try:
-        save_file(tensors, temporary, {"version": _VERSION, "notes": json.dumps(notes)})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(folder / FILE)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_tensors(folder / FILE, "checkpoint", _VERSION, tensors, {"notes": json.dumps(notes)})
 
 
 def load_checkpoint(folder: Path, modules: dict[str, nn.Module], optimizer: Optimizer) -> dict[str, Any]:
@@ -55,16 +43,7 @@ def load_checkpoint(folder: Path, modules: dict[str, nn.Module], optimizer: Opti
     path = folder / FILE
     if not path.is_file():
         raise ValueError(f"there is no checkpoint to go on from in {folder}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"the checkpoint {path} is damaged: {error}") from None
-    if about.get("version") != _VERSION:
-        raise ValueError(
-            f"{path} has format version {about.get('version')}; this version of Prism reads {_VERSION}"
-        )
+    tensors, about = read_tensors(path, "checkpoint", _VERSION)
     try:
         for name, module in modules.items():
             module.load_state_dict(_under(tensors, name))

@@ -29,6 +29,7 @@ class TrainConfig(MethodConfig):
         validate_every: Steps from one validation to the next.
         log_every: Steps from one line of metrics.jsonl to the next.
         checkpoint_every: Steps from one checkpoint to the next.
+        max_bad_steps: A step whose loss or gradient is not finite is left out; so many in a row end the run.
         max_unreadable: Share of images in [0, 1] that may be unreadable before the command gives up.
         cache: memory (decode once), stream (decode each time), or auto.
         workers: Processes that decode streamed images.
@@ -56,6 +57,7 @@ class TrainConfig(MethodConfig):
     validate_every: int = 250
     log_every: int = 50
     checkpoint_every: int = 250
+    max_bad_steps: int = 10
     max_unreadable: float = 0.01
     cache: Literal["auto", "memory", "stream"] = "auto"
     workers: int = 2
@@ -69,7 +71,7 @@ class TrainConfig(MethodConfig):
         super().__post_init__()
         positive = (
             "embedding_dim", "steps", "classes_per_batch", "samples_per_class", "lr", "proxy_lr", "validate_every",
-            "log_every", "checkpoint_every", "devices",
+            "log_every", "checkpoint_every", "max_bad_steps", "devices",
         )  # fmt: skip
         for name in positive:
             if not getattr(self, name) > 0:

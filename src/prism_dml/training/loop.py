@@ -21,6 +21,7 @@ from prism_dml.methods.registry import find_method
 from prism_dml.models import Embedder
 from prism_dml.training.checkpoint import FILE, load_checkpoint, save_checkpoint
 from prism_dml.training.config import TrainConfig
+from prism_dml.training.guard import Guard
 from prism_dml.training.launch import launch
 from prism_dml.training.log import Log, NoLog
 from prism_dml.training.measure import embed_all, validate
@@ -67,7 +68,7 @@ def train(
         What run.json says of the result.
 
     Raises:
-        ValueError: bad data or settings, a folder that holds another run, a loss that is not finite.
+        ValueError: bad data or settings, a folder that holds another run, a loss that stays infinite or NaN.
         ChildProcessError: one of several processes was killed.
         RunStopped: SIGINT or SIGTERM came; the folder has a checkpoint.
     """
@@ -103,7 +104,8 @@ def train(
     sampler = PKSampler(samples.labels, config.classes_per_batch, config.samples_per_class, config.seed)
     noisy = samples.is_noisy
     tally = Tally(len(samples), None if noisy is None else torch.from_numpy(noisy)).to(fabric.device)
-    modules = {"method": method, "tally": tally}
+    guard = Guard(method, config.max_bad_steps)
+    modules = {"method": method, "tally": tally, "guard": guard}
     settings = asdict(config) | {"num_samples": len(samples), "num_classes": samples.num_classes}
     settings |= {"data": _fingerprint(table), "devices": ranks.share.of}
 
@@ -144,23 +146,27 @@ def train(
             method.train()
             set_learning_rate(optimizer, config, step % config.steps)
 
+            guard.remember()
             with ranks.gathering():
                 loss, kept = learner(batch.images, batch.labels, batch.index)
+            good = True
             if kept.any():  # else there is nothing to learn from: no update, nothing remembered
-                if not torch.isfinite(loss):
-                    raise ValueError(f"the loss is {loss.item()} at step {step + 1}: a lower lr may help")
                 optimizer.zero_grad()
                 fabric.backward(loss)
                 ranks.average_gradients(method)
-                optimizer.step()
-                method.on_update()
-            tally.add(loss, kept, batch.index)
+                good = guard.accepts(loss, step + 1)
+                if good:  # else the step is left out, as if it had not been
+                    optimizer.step()
+                    method.on_update()
+            if good:
+                tally.add(loss, kept, batch.index)
 
             show.step(len(batch.labels))
             done = step + 1
             finished = done == steps
             if done % config.log_every == 0 or finished:
                 record = {"step": done, **tally.take(), "noise_rate_estimate": method.noise_rate_estimate}
+                record |= {"skipped_steps": int(guard.skipped) or None}
                 log.write(record)
                 show.record(record)
             measured = done > steps - config.steps and (done % config.validate_every == 0 or finished)

@@ -71,4 +71,5 @@ _SHOWN = (
     ("purity", "purity", ".1%"),
     ("clean_recall", "clean recall", ".1%"),
     ("validation_precision_at_1", "validation P@1", ".3f"),
+    ("skipped_steps", "skipped steps", "d"),
 )

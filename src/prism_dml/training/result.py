@@ -12,6 +12,7 @@ import torch
 import prism_dml
 from prism_dml.methods.base import Method
 from prism_dml.models import save
+from prism_dml.models.files import replacing
 from prism_dml.training.checkpoint import FILE
 from prism_dml.training.judgement import judge_samples
 from prism_dml.training.measure import embed_all
@@ -71,7 +72,6 @@ def _write_run(out: Path, sources: Sources, settings: dict[str, Any], result: di
         "versions": versions,
         "classes": sources.train.table.classes,
     }
-    temporary = out / ".run.json.tmp"
-    temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(out / "run.json")
+    with replacing(out / "run.json") as temporary:
+        temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (out / FILE).unlink(missing_ok=True)
