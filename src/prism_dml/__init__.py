@@ -7,16 +7,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prism_dml.audit.issues import find_label_issues
     from prism_dml.models import load
     from prism_dml.retrieval import retrieval_metrics
     from prism_dml.selection import PRISM, Selection
 
 __version__ = "0.1.0"
-__all__ = ["PRISM", "Selection", "__version__", "load", "retrieval_metrics"]
+__all__ = ["PRISM", "Selection", "__version__", "find_label_issues", "load", "retrieval_metrics"]
 
 _MODULE_OF = {
     "PRISM": "prism_dml.selection",
     "Selection": "prism_dml.selection",
+    "find_label_issues": "prism_dml.audit.issues",
     "load": "prism_dml.models",
     "retrieval_metrics": "prism_dml.retrieval",
 }

@@ -40,6 +40,7 @@ def audited(count=60, issues_share=0.5, classes=NAMES, reliability=None, **optio
             "issue": np.where(is_issue, np.where(np.arange(count) % 5, "wrong label", "outlier"), ""),
         }
     )
+    issues.attrs = {"noise_rate": 0.25, "noise_rate_interval": (0.2, 0.3)}
     images = BytesImages([png((int(k) * 40 % 256, 90, 160)) for k in truth])
     table = ImageTable.from_names(images, [f"{EVIL}/{i}.png" for i in range(count)], list(classes[given]))
     vectors = rng.normal(size=(len(classes), 16))[truth] + 0.1 * rng.normal(size=(count, 16))
@@ -217,7 +218,7 @@ def test_page_is_one_file_without_a_network(tmp_path):
 
 def test_overview(page, tmp_path):
     bins = pd.DataFrame({"label_score": [0.1, 0.9], "share_right": [0.2, 0.95], "count": [30, 30]})
-    audit, table = audited(reliability=bins, noise_rate=0.25, noise_interval=(0.2, 0.3), max_suspects=10)
+    audit, table = audited(reliability=bins, max_suspects=10)
     page.open(write_report(audit, tmp_path, "n", table))
     text = page.run("document.getElementById('overview').innerText")
     assert "25 %" in text and "20.0 % to 30.0 %" in text and "30 look wrong" in text

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from prism_dml.data import read_corrections, read_table, table_fingerprint
 
@@ -44,7 +45,13 @@ def test_a_run_and_its_data(prism, run_folder, noisy_list, tmp_path):
     assert json.loads((out / "summary.json").read_text())["fingerprint"] == table_fingerprint(whole)
 
 
-def test_the_circle_with_embeddings_and_no_person(prism, noisy_list, tmp_path):
+def test_the_circle_with_embeddings_and_no_person(prism, tmp_path):
+    for name in ("café", "tea pot", "cup"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(30):
+            Image.new("RGB", (8, 8), (i, 90, 160)).save(tmp_path / "photos" / name / f"{i}.png")
+    noisy_list = tmp_path / "noisy.csv"
+    prism("corrupt", tmp_path / "photos", "--kind", "symmetric", "--rate", 0.2, "--out", noisy_list)
     table = read_table(noisy_list)
     embeddings = clustered(table, tmp_path / "e.npz")
     out, fixed = tmp_path / "audit", tmp_path / "fixed.csv"

@@ -1,70 +1,129 @@
-"""Which labels look wrong: each sample against the centres of all classes, itself left out."""
+"""Which labels of a data set are wrong, from anybody's embeddings."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import normalize
 
-CHUNK = 4096
-"""Samples compared with all classes at once."""
-SHARPNESS = 10.0
-"""Of the curve from margin, a difference of cosines, to score."""
+from prism_dml.audit.kinds import KINDS, settle
+from prism_dml.retrieval import neighbour_graph
+from prism_dml.retrieval.neighbours import unit_rows
+from prism_dml.selection.cross_fit import judge_labels
+
+NEIGHBOURS = 64
+"""Nearest neighbours that vote on a sample."""
 
 
-def find_label_issues(embeddings: Tensor | NDArray[np.floating[Any]], labels: ArrayLike) -> pd.DataFrame:
-    """Judge every label by its sample's similarity to the given class and to the others.
+@torch.no_grad()
+def find_label_issues(
+    embeddings: Tensor | NDArray[np.floating], labels: Tensor | NDArray[Any] | Sequence[Any]
+) -> pd.DataFrame:
+    """Say of each label of a data set whether it is wrong, and what it should be. No noise rate has to be given.
 
     Args:
-        embeddings: (N, D), any float type.
-        labels: (N,) classes, names or whole numbers.
+        embeddings: (N, D) of any model and modality, numpy or torch, on any device; brought to unit length. A zero
+            row is an unknown sample.
+        labels: (N,) integers or strings.
 
     Returns:
-        One row a sample, in order: is_label_issue (bool), label_score in [0, 1] (low = suspicious), given_label,
-        suggested_label, suggested_score in [0, 1], issue ("" or "wrong label").
+        One row a sample, in order:
+        is_label_issue, whether the label is at least as likely wrong as right;
+        label_score in [0, 1], the probability that it is right: of samples with score s, about a share s is;
+        given_label; suggested_label, the most probable one, which of an outlier may be the given one;
+        suggested_score in [0, 1], its probability;
+        issue, "" or one of `KINDS`: "wrong label"; "outlier", wrong and far from every class; "conflicting
+        duplicate", near-identical to a sample labelled otherwise and not better supported; "ambiguous classes", of one
+        of two classes that are mixed as if they were one, here also where the label is no issue.
+        attrs: noise_rate, the estimated share of wrong labels; noise_rate_interval, (low, high), 95 %, for errors of
+        chance, not of the model; ambiguous_classes, a list of pairs of labels.
 
     Raises:
-        ValueError: shapes that do not fit, no samples, or values that are not finite.
+        ValueError: no samples, wrong shapes, values that are not finite, or missing labels.
+
+    Source: PRISM (Liu et al., CVPR 2021), sec. 3.2, for trust by leave-one-out similarity; see `judge_labels`.
     """
-    rows = torch.as_tensor(embeddings).detach().float().cpu()
-    given, classes = pd.factorize(np.asarray(labels), sort=True)
-    if rows.ndim != 2 or len(rows) != len(given):
-        raise ValueError(f"{len(given)} labels do not go with embeddings of shape {tuple(rows.shape)}")
-    if not len(rows) or not rows.isfinite().all():
-        raise ValueError("embeddings are needed, and finite ones")
-    rows, numbers = normalize(rows, dim=1), torch.from_numpy(given.astype(np.int64))
-    sums = torch.zeros(len(classes), rows.shape[1]).index_add_(0, numbers, rows)
-    counts = torch.bincount(numbers, minlength=len(classes)).float()
-    parts = [
-        _judge(rows[i : i + CHUNK], numbers[i : i + CHUNK], sums, counts) for i in range(0, len(rows), CHUNK)
-    ]
-    margin, suggested = (torch.cat(columns).numpy() for columns in zip(*parts, strict=True))
-    score = 1 / (1 + np.exp(-SHARPNESS * margin))
-    is_issue = margin < 0
-    return pd.DataFrame(
+    rows = unit_rows(embeddings, "embeddings")
+    given, codes = _encode(labels, len(rows))
+    known = rows.abs().amax(dim=1) > 0 if rows.numel() else rows.new_zeros(len(rows), dtype=torch.bool)
+    found = known.nonzero().squeeze(1)
+    rows = rows if len(found) == len(rows) else rows[found]
+    classes, inside = torch.unique(codes.to(rows.device)[found], return_inverse=True)
+    if len(classes) < 2:
+        return _nothing_wrong(given)
+
+    near, neighbours = neighbour_graph(rows, min(NEIGHBOURS, len(rows) - 1))
+    judgement = judge_labels(rows, inside, near, neighbours)
+    verdict = settle(judgement, inside, near, neighbours)
+
+    def column(values: Tensor, unknown: float) -> NDArray[Any]:
+        """Values of the known samples in their places among all."""
+        full = values.new_full((len(given),), unknown)
+        return full.index_copy_(0, found, values).cpu().numpy()
+
+    names = _names(given, codes)
+    frame = pd.DataFrame(
         {
-            "is_label_issue": is_issue,
-            "label_score": score,
-            "given_label": classes[given],
-            "suggested_label": classes[suggested],
-            "suggested_score": np.maximum(score, 1 - score),
-            "issue": np.where(is_issue, "wrong label", ""),
+            "is_label_issue": column(verdict.suspicious, False),
+            "label_score": column(verdict.score, 1 - judgement.noise_rate),
+            "given_label": given,
+            "suggested_label": names[
+                codes.to(rows.device).index_copy(0, found, classes[verdict.suggested]).cpu().numpy()
+            ],
+            "suggested_score": column(verdict.suggested_score, 1 - judgement.noise_rate),
+            "issue": np.array(["", *KINDS], dtype=object)[column(verdict.kind, 0)],
         }
     )
+    margin = 1.96 * judgement.rate_error
+    frame.attrs = {
+        "noise_rate": judgement.noise_rate,
+        "noise_rate_interval": (
+            max(0.0, judgement.noise_rate - margin),
+            min(1.0, judgement.noise_rate + margin),
+        ),
+        "ambiguous_classes": [tuple(pair) for pair in names[classes[verdict.pairs].cpu().numpy()].tolist()],
+    }
+    return frame
 
 
-def _judge(rows: Tensor, given: Tensor, sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Margin of the given class over the best other (0 without another sample of it), and the best class."""
-    scores = normalize(sums, dim=1) @ rows.T  # (C, B)
-    column = given[None]
-    own = (normalize(sums[given] - rows, dim=1) * rows).sum(dim=1)
-    scores = scores.scatter(0, column, own[None])
-    best_other = scores.scatter(0, column, -1.0).amax(dim=0)
-    comparable = (counts[given] > 1) & (len(counts) > 1)
-    margin = torch.where(comparable, own - best_other, 0.0)
-    return margin, torch.where(comparable, scores.argmax(dim=0), given)
+def _encode(labels: Tensor | NDArray[Any] | Sequence[Any], count: int) -> tuple[NDArray[Any], Tensor]:
+    """Labels (N,) as a numpy array, and their numbers (N,). ValueError if they are not one for each sample."""
+    given = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    if given.ndim != 1 or len(given) != count:
+        raise ValueError(f"labels must have shape ({count},), one for each embedding, got {given.shape}")
+    if count == 0:
+        raise ValueError("there are no samples")
+    codes, _ = pd.factorize(given)
+    missing = (codes < 0).nonzero()[0]
+    if len(missing):
+        count_text = "1 label is" if len(missing) == 1 else f"{len(missing)} labels are"
+        raise ValueError(f"{count_text} missing, the first at row {missing[0]}")
+    return given, torch.from_numpy(codes.astype(np.int64))
+
+
+def _names(given: NDArray[Any], codes: Tensor) -> NDArray[Any]:
+    """The label of each number."""
+    names = np.empty(int(codes.max()) + 1, dtype=given.dtype)
+    names[codes.numpy()] = given
+    return names
+
+
+def _nothing_wrong(given: NDArray[Any]) -> pd.DataFrame:
+    """The answer where there are no two classes to choose from."""
+    frame = pd.DataFrame(
+        {
+            "is_label_issue": np.zeros(len(given), bool),
+            "label_score": np.ones(len(given)),
+            "given_label": given,
+            "suggested_label": given,
+            "suggested_score": np.ones(len(given)),
+            "issue": np.full(len(given), "", dtype=object),
+        }
+    )
+    frame.attrs = {"noise_rate": 0.0, "noise_rate_interval": (0.0, 1.0), "ambiguous_classes": []}
+    return frame

@@ -20,8 +20,6 @@ NEIGHBOURS = 3
 """Trusted samples of each of the two classes shown beside a suspect."""
 MAP_SAMPLES = 6000
 """So many trusted samples, spread over the data, are the background of the map."""
-NORMAL_95 = 1.96
-"""Standard deviations on either side of the mean that hold 95 % of a normal distribution."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,22 +70,17 @@ def make_audit(
     fingerprint: str,
     index: ArrayLike | None = None,
     *,
-    noise_rate: float | None = None,
-    noise_interval: tuple[float, float] | None = None,
     reliability: pd.DataFrame | None = None,
     max_suspects: int = 10_000,
 ) -> Audit:
     """Sum up the judgement on every label.
 
     Args:
-        issues: N rows as `find_label_issues` returns them, N >= 1.
+        issues: N rows as `find_label_issues` returns them, attrs included, N >= 1.
         embeddings: (N, D).
         paths: N identifiers.
         fingerprint: of the data that corrections are applied to.
         index: (N,) the samples' numbers in it; None: 0 to N - 1.
-        noise_rate: share of wrong labels; None: the mean of 1 - label_score.
-        noise_interval: its 95 % interval; None: that of a sum of independent labels, each right with the
-            probability label_score.
         reliability: see `Audit`.
         max_suspects: so many samples are shown for review at most.
 
@@ -99,9 +92,6 @@ def make_audit(
         raise ValueError(
             f"{len(issues)} judgements, {len(rows)} embeddings and {len(paths)} paths do not fit together"
         )
-    wrong = 1 - issues["label_score"].to_numpy(np.float64)
-    rate = float(wrong.mean()) if noise_rate is None else noise_rate
-    spread = NORMAL_95 * float(np.sqrt((wrong * (1 - wrong)).sum())) / len(wrong)
     flagged = np.flatnonzero(issues["is_label_issue"].to_numpy())
     order = np.argsort(issues["label_score"].to_numpy()[flagged], kind="stable")
     suspects = flagged[order][:max_suspects].astype(np.int64)
@@ -113,8 +103,8 @@ def make_audit(
         paths,
         np.arange(len(issues)) if index is None else np.asarray(index, dtype=np.int64),
         fingerprint,
-        rate,
-        (max(0.0, rate - spread), min(1.0, rate + spread)) if noise_interval is None else noise_interval,
+        issues.attrs["noise_rate"],
+        issues.attrs["noise_rate_interval"],
         _class_table(issues),
         _confusion(issues),
         reliability,

@@ -56,8 +56,13 @@ def audit(
     """
     if suspects < 1:
         raise ValueError(f"--suspects must be at least 1, not {suspects}")
-    from prism_dml.audit import make_audit, suggest_corrections, write_report
-    from prism_dml.audit.issues import find_label_issues
+    from prism_dml.audit import (
+        find_label_issues,
+        make_audit,
+        measure_reliability,
+        suggest_corrections,
+        write_report,
+    )
     from prism_dml.data import write_corrections
 
     if run_or_embeddings.is_file():
@@ -75,12 +80,16 @@ def audit(
         }
         sample_set = _from_run(run_or_embeddings, data, split, embedding)
     issues = find_label_issues(sample_set.vectors, sample_set.labels)
+    table = sample_set.table
+    noisy = None if table is None else table.is_noisy
+    reliability = None if noisy is None else measure_reliability(issues["label_score"].to_numpy(), ~noisy)
     result = make_audit(
         issues,
         sample_set.vectors,
         sample_set.paths,
         sample_set.fingerprint,
         sample_set.index,
+        reliability=reliability,
         max_suspects=suspects,
     )
     out.mkdir(parents=True, exist_ok=True)
@@ -93,7 +102,7 @@ def audit(
             result,
             out,
             name,
-            sample_set.table,
+            table,
             lambda done, total: bar.update(task, completed=done, total=total),
         )
     summary = _summary(result, run_or_embeddings, data, split)
@@ -209,6 +218,8 @@ def _write_issues(result: Audit, out: Path) -> None:
 
 
 def _summary(result: Audit, source: Path, data: Path | None, split: str | None) -> dict[str, Any]:
+    from prism_dml.audit import calibration_error
+
     issues = result.issues
     kinds = issues.loc[issues["is_label_issue"], "issue"].value_counts()
     return {
@@ -221,6 +232,7 @@ def _summary(result: Audit, source: Path, data: Path | None, split: str | None) 
         "issues_by_kind": {kind: int(count) for kind, count in kinds.items()},
         "noise_rate": result.noise_rate,
         "noise_interval": result.noise_interval,
+        "calibration_error": None if result.reliability is None else calibration_error(result.reliability),
         "classes": result.classes.to_dict("records"),
     }
 

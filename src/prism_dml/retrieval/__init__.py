@@ -1,5 +1,6 @@
 """Nearest neighbours, exact and by index, and the quality of retrieval."""
 
+from prism_dml.retrieval.graph import neighbour_graph
 from prism_dml.retrieval.index import (
     EmbeddingIndex,
     IndexKind,
@@ -19,6 +20,7 @@ __all__ = [
     "choose_kind",
     "load_index",
     "nearest_neighbours",
+    "neighbour_graph",
     "retrieval_metrics",
     "retrieval_scores",
     "save_index",

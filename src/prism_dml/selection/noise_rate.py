@@ -9,7 +9,7 @@ CUT = 0.5
 """Where the lower part of the ranks begins: larger is less biased by hard clean samples, but varies more."""
 
 
-def implausibility(scores: Tensor, given: Tensor, present: Tensor, known: Tensor) -> Tensor:
+def implausibility(scores: Tensor, given: Tensor, present: Tensor, known: Tensor, cut: float = CUT) -> Tensor:
     """How much each sample speaks for wrong labels; its mean estimates their share (`mean_rate`).
 
     The rank of a sample's given class among all classes, by similarity, works as a p-value. If the label is wrong
@@ -23,6 +23,7 @@ def implausibility(scores: Tensor, given: Tensor, present: Tensor, known: Tensor
         given: (B,) similarity to the given class.
         present: (C,) whether a class can be compared with.
         known: (B,) whether a sample can be with its given class.
+        cut: where the lower part begins, in [0, 1).
 
     Returns:
         (B,) zero for a rank in the upper part; in the lower part the inverse of the share of wrong labels that
@@ -32,7 +33,7 @@ def implausibility(scores: Tensor, given: Tensor, present: Tensor, known: Tensor
     """
     others = present.sum() - 1  # ()
     rank = (scores > given[:, None]).count_nonzero(dim=1)  # (B,) 0: the most similar class
-    first = (CUT * others).floor() + 1  # the lower part has the ranks first .. others
+    first = (cut * others).floor() + 1  # the lower part has the ranks first .. others
     share = (others + 1 - first) / others.clamp(min=1)  # of wrong labels that fall there
     return torch.where(known & (others > 0), (rank >= first) / share.clamp(min=1e-6), math.nan)
 

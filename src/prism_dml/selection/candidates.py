@@ -1,0 +1,179 @@
+"""What the trusted neighbours and class centres say of the few classes that a sample may belong to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prism_dml.selection.discriminant import ball_density, class_sums
+
+MOST_CANDIDATES = 16
+"""Classes that are considered for a sample: the given one and those with the most votes."""
+
+DRAWN = 8
+"""Further classes, drawn at random: they stand for all that nobody votes for. Were the given class always considered,
+and others only for their votes, being given would make it likely."""
+
+CHUNK = 4096
+"""Samples looked at together: bounds the memory to CHUNK x (MOST_CANDIDATES + DRAWN) x D."""
+
+_SMALLEST_SHARE = 1e-3  # of the votes: a class without any is unlikely, not impossible
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The classes that N samples may belong to, and which neighbour votes for which.
+
+    Attributes:
+        samples: (N,) numbers of the samples in the data set.
+        classes: (N, M) class numbers: the given one, those with the most votes, and DRAWN others.
+        stands_for: (N, M) number of classes that each is an example of; 0: none, the column is empty.
+        neighbours: (N, K) sample numbers of the nearest neighbours, best first.
+        kernel: (N, K) weight of each neighbour's vote, in [0, 1].
+        column: (N, K) int16, the candidate that a neighbour's given label is; M - DRAWN: one of the rest.
+        affinity: (N,) similarity to the nearest neighbour, in interquartile ranges from the median.
+    """
+
+    samples: Tensor
+    classes: Tensor
+    stands_for: Tensor
+    neighbours: Tensor
+    kernel: Tensor
+    column: Tensor
+    affinity: Tensor
+
+
+@dataclass(frozen=True)
+class ClassEvidence:
+    """What is known of n samples and their M candidates.
+
+    Attributes:
+        log_share: (n, M) logarithm of each candidate's share of the trusted votes.
+        density: (n, M) log-density under each candidate as a ball about its trusted members' mean, up to a constant.
+        stands_for: (n, M) see `Candidates`.
+        affinity: (n,) see `Candidates`.
+        known: (n,) bool, whether any other sample of the given class has a say.
+    """
+
+    log_share: Tensor
+    density: Tensor
+    stands_for: Tensor
+    affinity: Tensor
+    known: Tensor
+
+    def __getitem__(self, rows: Tensor | slice) -> ClassEvidence:
+        """The evidence of some of the samples."""
+        return ClassEvidence(*(column[rows] for column in vars(self).values()))
+
+
+def find_candidates(
+    labels: Tensor, similarities: Tensor, neighbours: Tensor, temperature: float, rows: Tensor | None = None
+) -> Candidates:
+    """Candidate classes of samples, by the votes of all of their neighbours, trusted or not.
+
+    Args:
+        labels: (N,) given labels in [0, C).
+        similarities: (N, K) cosines to the neighbours, not increasing along a row.
+        neighbours: (N, K) their sample numbers.
+        temperature: of the votes exp((cosine - best cosine) / temperature), above 0.
+        rows: (n,) the samples wanted; None: all.
+    """
+    num_classes = int(labels.max()) + 1
+    rows = torch.arange(len(labels), device=labels.device) if rows is None else rows
+    parts = [
+        _candidates_of(labels, similarities[part], neighbours[part], labels[part], temperature)
+        for part in torch.split(rows, CHUNK)
+    ]
+    voted, kernel, column = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    there = voted >= 0
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(num_classes, (len(labels), DRAWN), generator=generator)[rows.cpu()].to(voted)
+    new = (drawn[:, :, None] != voted[:, None, :]).all(dim=2)  # (n, DRAWN)
+    rest = (num_classes - there.sum(dim=1, keepdim=True)) / new.sum(dim=1, keepdim=True).clamp(min=1)
+    return Candidates(
+        samples=rows,
+        classes=torch.cat([voted.clamp(min=0), drawn], dim=1),
+        stands_for=torch.cat([there.float(), rest * new], dim=1),
+        neighbours=neighbours[rows],
+        kernel=kernel,
+        column=column,
+        affinity=affinity(similarities)[rows],
+    )
+
+
+def affinity(similarities: Tensor) -> Tensor:
+    """Similarity to the nearest neighbour, (N,), in interquartile ranges from the median."""
+    nearest = similarities[:, 0]
+    ordered = nearest.sort().values  # torch.quantile refuses more than 16 million numbers
+    low, middle, high = (ordered[int(q * (len(ordered) - 1))] for q in (0.25, 0.5, 0.75))
+    return (nearest - middle) / (high - low).clamp(min=1e-6)
+
+
+def _candidates_of(
+    labels: Tensor, similarities: Tensor, neighbours: Tensor, given: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Classes voted for (n, M - DRAWN), -1 if none, kernel (n, K) and column (n, K) of a chunk of samples."""
+    kernel = ((similarities - similarities[:, :1]) / temperature).exp()
+    # Equal labels side by side, the given one with no weight of its own among them: each run is a class.
+    voted = torch.cat([labels[neighbours], given[:, None]], dim=1)  # (n, K + 1)
+    ordered, order = voted.sort(dim=1)
+    begins = torch.ones_like(ordered, dtype=torch.bool)
+    begins[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    run = torch.empty_like(order).scatter_(1, order, begins.cumsum(dim=1) - 1)  # (n, K + 1)
+    class_of_run = torch.full_like(ordered, -1).scatter_(1, run, voted)
+    votes = torch.full_like(kernel, -1.0)  # runs that are not there come last
+    votes = torch.cat([votes, votes[:, :1]], dim=1).scatter_reduce_(
+        1, run, torch.zeros_like(voted, dtype=votes.dtype), "amax"
+    )
+    votes.scatter_add_(1, run[:, :-1], kernel)
+    votes.scatter_(1, run[:, -1:], torch.inf)  # the given class comes first
+    best = votes.topk(min(MOST_CANDIDATES, votes.shape[1]), dim=1).indices
+    column = torch.full_like(run, best.shape[1])
+    column.scatter_(1, best, torch.arange(best.shape[1], device=run.device).expand_as(best))
+    return class_of_run.gather(1, best), kernel, column.gather(1, run[:, :-1]).short()
+
+
+def weigh_candidates(
+    candidates: Candidates, whitened: Tensor, labels: Tensor, trust: Tensor, rows: Tensor
+) -> ClassEvidence:
+    """Evidence for the candidates of some samples, by the samples that are trusted; a sample has no say on itself.
+
+    Args:
+        candidates: of these samples and perhaps others.
+        whitened: (N, D) float32, see `whiten`.
+        labels: (N,) given labels.
+        trust: (N,) weight of each sample, in [0, 1].
+        rows: (n,) which rows of `candidates` are wanted.
+
+    Returns:
+        The evidence of n samples. O(n M D + n K + N D) time.
+    """
+    sums, mass = class_sums(whitened, labels, trust)
+    lengths = (sums * sums).sum(dim=1)  # (C,)
+    heard = torch.bincount(labels[trust > 0], minlength=len(mass))
+    shares, densities = [], []
+    for part in torch.split(rows, CHUNK):
+        classes = candidates.classes[part]
+        samples = candidates.samples[part]
+        weights = candidates.kernel[part] * trust[candidates.neighbours[part]]  # (n, K)
+        votes = weights.new_zeros(len(part), classes.shape[1] - DRAWN + 1)
+        votes.scatter_add_(1, candidates.column[part].long(), weights)
+        stands_for = candidates.stands_for[part]
+        unseen = votes[:, -1:] / stands_for[:, -DRAWN:].sum(dim=1, keepdim=True).clamp(min=1)
+        votes = torch.cat([votes[:, :-1], unseen.expand(-1, DRAWN)], dim=1)  # (n, M)
+        share = votes / weights.sum(dim=1, keepdim=True).clamp(min=1e-30)
+        shares.append((share + _SMALLEST_SHARE).log())
+        row = whitened[samples]
+        dots = torch.bmm(sums[classes], row[:, :, None]).squeeze(2)  # (n, M)
+        first = torch.zeros_like(samples)  # the column of the given class
+        densities.append(ball_density(dots, lengths[classes], mass[classes], first, trust[samples], row))
+    given = candidates.classes[rows, 0]
+    return ClassEvidence(
+        torch.cat(shares),
+        torch.cat(densities),
+        candidates.stands_for[rows],
+        candidates.affinity[rows],
+        heard[given] - (trust[candidates.samples[rows]] > 0).long() > 0,
+    )

@@ -1,0 +1,179 @@
+"""Which labels of a whole data set are right: trust and beliefs in turns, without a sample's say on itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prism_dml.selection.candidates import (
+    DRAWN,
+    Candidates,
+    ClassEvidence,
+    find_candidates,
+    weigh_candidates,
+)
+from prism_dml.selection.discriminant import ball_density, class_sums, whiten
+from prism_dml.selection.label_model import LabelModel
+from prism_dml.selection.noise_rate import implausibility
+
+FOLDS = 5
+"""Parts of a data set, each judged by the other four."""
+
+_ROUNDS = 2  # of trust; more change nothing that matters
+_MANY = 200_000  # samples from which one round has to do: it is most of the time, and the second helps weak embeddings
+_TEMPERATURES = (0.01, 0.02, 0.05, 0.1, 0.2)  # of the neighbours' votes, in cosine
+_RANKED = 20_000  # samples whose given class is ranked among all
+_HEAP = (
+    5  # members of which one has to win for the class to be believed in; there are chance winners among many
+)
+_TRIED_ON = 10_000  # samples that the temperature is chosen by
+
+
+@dataclass(frozen=True)
+class LabelJudgement:
+    """What is believed of each label of a data set.
+
+    Attributes:
+        clean_probability: (N,) that the given label is right.
+        suggested: (N,) the most probable class.
+        suggested_probability: (N,) of that class.
+        noise_rate: share of wrong labels in [0, 1], the mean of what is missing to 1.
+        rate_error: its standard error.
+        candidates: the classes considered.
+    """
+
+    clean_probability: Tensor
+    suggested: Tensor
+    suggested_probability: Tensor
+    noise_rate: float
+    rate_error: float
+    candidates: Candidates
+
+
+@torch.no_grad()
+def judge_labels(
+    embeddings: Tensor, labels: Tensor, similarities: Tensor, neighbours: Tensor
+) -> LabelJudgement:
+    """Judge every label by the trusted samples near it and by the centres of trusted samples.
+
+    Trust is the probability that a label is right. What a label says of its neighbours comes back to it through
+    their trust, and wrong labels then confirm each other. So the samples are judged in folds, by the trust of the
+    samples of other folds, which itself comes from other folds only.
+
+    Args:
+        embeddings: (N, D) float32 unit vectors.
+        labels: (N,) given labels in [0, C), of at least two classes.
+        similarities: (N, K) cosines to the nearest neighbours, not increasing along a row.
+        neighbours: (N, K) their sample numbers.
+
+    Source: PRISM (Liu et al., CVPR 2021) for trust by leave-one-out similarity; the model and the folds are ours.
+    """
+    everyone = torch.ones_like(similarities[:, 0])
+    # The spread within classes, as those see it whose neighbours agree with them: wrong labels would stretch it in just
+    # the directions that tell classes apart, each in favour of itself.
+    agreement = (labels[neighbours] == labels[:, None]).float().mean(dim=1)
+    whitened = whiten(embeddings, labels, agreement)
+    model, temperature = _first_model(whitened, labels, similarities, neighbours)
+    candidates = find_candidates(labels, similarities, neighbours, temperature)
+    folds = deal(labels)
+    seen_by = [everyone * (folds != fold) for fold in range(FOLDS)]
+    parts = [(folds == fold).nonzero().squeeze(1) for fold in range(FOLDS)]
+    back = torch.cat(parts).argsort()
+    for _ in range(_ROUNDS if len(labels) < _MANY else 1):
+        found = []
+        for fold, part in enumerate(parts):
+            rest = torch.cat(parts[:fold] + parts[fold + 1 :])
+            evidence = weigh_candidates(candidates, whitened, labels, seen_by[fold], rest)
+            trust = model(evidence).classes[:, 0].float()
+            seen_by[fold] = torch.zeros_like(everyone).index_copy_(0, rest, trust)
+            found.append(weigh_candidates(candidates, whitened, labels, seen_by[fold], part))
+        evidence = ClassEvidence(
+            *(torch.cat(columns)[back] for columns in zip(*map(_columns, found), strict=True))
+        )
+        model.least = least_rate(whitened, labels, model(evidence).classes[:, 0].float())
+        model.fit(evidence)
+    return _judgement(model, evidence, candidates, labels)
+
+
+def least_rate(whitened: Tensor, labels: Tensor, trust: Tensor) -> float:
+    """Share of wrong labels that the ranks of the given classes show, less two standard errors; in [0, 1].
+
+    By the last fifth of the ranks: there, hard clean samples are few. 0 below six classes, whose ranks tell little.
+
+    Args:
+        whitened: (N, D), see `whiten`.
+        labels: (N,) given labels.
+        trust: (N,) weight of each sample.
+    """
+    sums, mass = class_sums(whitened, labels, trust)
+    if len(mass) < 6:
+        return 0.0
+    lengths = (sums * sums).sum(dim=1)
+    step = -(-len(labels) // _RANKED)
+    shown = []
+    for part in torch.split(torch.arange(0, len(labels), step, device=labels.device), 512):
+        rows, given = whitened[part], labels[part]
+        whole = (len(part), len(mass))
+        scores = ball_density(
+            rows @ sums.T, lengths.expand(whole), mass.expand(whole), given, trust[part], rows
+        )
+        own = scores.gather(1, given[:, None]).squeeze(1)
+        shown.append(implausibility(scores, own, mass > 0, torch.ones_like(own).bool(), cut=0.8))
+    share = torch.cat(shown).double()
+    return float((share.mean() - 2 * share.std(correction=0) / len(share) ** 0.5).clamp(0, 1))
+
+
+def deal(labels: Tensor) -> Tensor:
+    """A fold for each sample, (N,): those of a class are spread evenly, in an order without meaning."""
+    generator = torch.Generator().manual_seed(0)
+    shuffled = torch.randperm(len(labels), generator=generator).to(labels.device)
+    order = shuffled[labels[shuffled].argsort(stable=True)]  # by class
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(labels), device=labels.device)
+    return place % FOLDS
+
+
+def _columns(evidence: ClassEvidence) -> tuple[Tensor, ...]:
+    return tuple(vars(evidence).values())
+
+
+def _first_model(
+    whitened: Tensor, labels: Tensor, similarities: Tensor, neighbours: Tensor
+) -> tuple[LabelModel, float]:
+    """The model as fitted with everyone trusted, and the temperature that makes the labels most likely."""
+    step = -(-len(labels) // _TRIED_ON)
+    rows = torch.arange(0, len(labels), step, device=labels.device)
+    tried = []
+    for temperature in _TEMPERATURES:
+        model = LabelModel(int(labels.max()) + 1)
+        candidates = find_candidates(labels, similarities, neighbours, temperature, rows)
+        everyone, every_row = torch.ones_like(similarities[:, 0]), torch.arange(len(rows), device=rows.device)
+        evidence = weigh_candidates(candidates, whitened, labels, everyone, every_row)
+        tried.append((model.fit(evidence), temperature, model))
+    _, temperature, model = min(tried, key=lambda one: one[0])
+    return model, temperature
+
+
+def _judgement(
+    model: LabelModel, evidence: ClassEvidence, candidates: Candidates, labels: Tensor
+) -> LabelJudgement:
+    belief = model(evidence)
+    # A class that hardly ever wins, not even where its members are, is a heap of samples of other classes, which meet
+    # everywhere and so look like a rare class; or else the embedding does not know it. Either is as likely.
+    members, wins = torch.bincount(labels), torch.bincount(labels, weights=belief.wins.double())
+    heap = ((members >= _HEAP) & (wins < members / 20))[labels]
+    given = belief.classes[:, 0]
+    clean = torch.where(heap, given / 2, given)
+    others = belief.classes[:, 1:-DRAWN] * ((1 - clean) / (1 - given).clamp(min=1e-9))[:, None]
+    first = clean.masked_fill(heap, 0.0)[:, None]
+    probability, best = torch.cat([first, others], dim=1).max(dim=1)
+    return LabelJudgement(
+        clean_probability=clean,
+        suggested=candidates.classes.gather(1, best[:, None]).squeeze(1),
+        suggested_probability=probability.clamp(max=1),
+        noise_rate=float(1 - clean.mean()),
+        rate_error=model.rate_error(evidence),
+        candidates=candidates,
+    )

@@ -1,0 +1,241 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import prism_dml
+from prism_dml import find_label_issues
+from prism_dml.retrieval import graph
+from prism_dml.selection import candidates
+
+COLUMNS = ["is_label_issue", "label_score", "given_label", "suggested_label", "suggested_score", "issue"]
+
+
+def clusters(classes=20, size=40, dim=16, spread=0.25, seed=0):
+    """Unit vectors about a random direction for each class, and their true labels, in random order."""
+    rng = np.random.default_rng(seed)
+    truth = rng.permutation(np.repeat(np.arange(classes), size))
+    points = unit(rng.normal(size=(classes, dim)))[truth] + spread * rng.normal(size=(classes * size, dim))
+    return unit(points), truth
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def mislabel(truth, rate, seed=1):
+    """Exactly a share of the labels, changed to any other class."""
+    rng = np.random.default_rng(seed)
+    wrong = np.zeros(len(truth), bool)
+    wrong[rng.permutation(len(truth))[: round(rate * len(truth))]] = True
+    classes = truth.max() + 1
+    return np.where(wrong, (truth + rng.integers(1, classes, len(truth))) % classes, truth), wrong
+
+
+def calibration_error(score, right, bins=10):
+    place = np.clip((score * bins).astype(int), 0, bins - 1)
+    return sum(abs(score[place == b].sum() - right[place == b].sum()) for b in range(bins)) / len(score)
+
+
+@pytest.fixture(scope="module")
+def half_wrong():
+    embeddings, truth = clusters(classes=30, size=50, spread=0.2)
+    labels, wrong = mislabel(truth, 0.5)
+    return embeddings, truth, labels, wrong, find_label_issues(embeddings, labels)
+
+
+def test_is_public():
+    assert prism_dml.find_label_issues is find_label_issues
+
+
+def test_one_row_a_sample_in_order(half_wrong):
+    _, _, labels, _, issues = half_wrong
+    assert list(issues.columns) == COLUMNS
+    assert issues.index.equals(pd.RangeIndex(len(labels)))
+    assert issues.given_label.tolist() == labels.tolist()
+    for column in ("label_score", "suggested_score"):
+        assert issues[column].between(0, 1).all()
+    assert issues.is_label_issue.equals(issues.label_score <= 0.5)
+    assert (issues.issue[issues.is_label_issue] != "").all()
+
+
+def test_finds_wrong_labels_and_the_right_ones(half_wrong):
+    _, truth, _, wrong, issues = half_wrong
+    flagged = issues.is_label_issue.to_numpy()
+    assert (flagged & wrong).sum() > 0.95 * flagged.sum() and (flagged & wrong).sum() > 0.95 * wrong.sum()
+    assert (issues.suggested_label == truth)[wrong].mean() > 0.95
+    assert (issues.suggested_label == issues.given_label)[~flagged].all()
+
+
+@pytest.mark.parametrize(("rate", "spread"), [(0.1, 0.25), (0.3, 0.25), (0.7, 0.25), (0.1, 0.4), (0.5, 0.4)])
+def test_scores_are_shares_of_right_labels(rate, spread):
+    embeddings, truth = clusters(classes=20, size=100, spread=spread)
+    labels, wrong = mislabel(truth, rate)
+    issues = find_label_issues(embeddings, labels)
+    assert calibration_error(issues.label_score.to_numpy(), ~wrong) < 0.05
+    assert abs(issues.attrs["noise_rate"] - rate) < 0.05
+    low, high = issues.attrs["noise_rate_interval"]
+    assert 0 <= low <= issues.attrs["noise_rate"] <= high <= 1 and high - low < 0.1
+
+
+@pytest.mark.parametrize("spread", [0.1, 0.25, 0.4])
+def test_clean_labels_are_left_alone(spread):
+    issues = find_label_issues(*clusters(spread=spread))
+    assert issues.attrs["noise_rate"] < 0.02
+    assert issues.is_label_issue.mean() < 0.01
+
+
+def test_kind_of_labels_and_embeddings_does_not_matter():
+    embeddings, truth = clusters(classes=8, size=20)
+    labels, _ = mislabel(truth, 0.25)
+    expected = find_label_issues(embeddings, labels)
+    names = np.array([f"class <{k}>" for k in range(8)])
+    for rows, given in (
+        (torch.from_numpy(embeddings), torch.from_numpy(labels)),
+        (embeddings * np.linspace(0.1, 9, len(embeddings))[:, None], labels.tolist()),
+        (embeddings, names[labels]),
+        (embeddings, names[labels].tolist()),
+        (embeddings, 1000 - labels),
+    ):
+        found = find_label_issues(rows, given)
+        np.testing.assert_allclose(found.label_score, expected.label_score, atol=1e-4)
+        assert found.is_label_issue.equals(expected.is_label_issue)
+        assert found.issue.equals(expected.issue)
+    named = find_label_issues(embeddings, names[labels])
+    assert named.suggested_label.tolist() == names[expected.suggested_label].tolist()
+    half = find_label_issues(torch.from_numpy(embeddings).half(), labels)
+    assert (half.is_label_issue == expected.is_label_issue).mean() > 0.98
+
+
+def test_chunks_do_not_change_the_result(monkeypatch):
+    embeddings, truth = clusters(classes=8, size=20)
+    labels, _ = mislabel(truth, 0.25)
+    expected = find_label_issues(embeddings, labels)
+    monkeypatch.setattr(candidates, "CHUNK", 7)
+    found = find_label_issues(embeddings, labels)
+    np.testing.assert_allclose(found.label_score, expected.label_score, atol=1e-6)
+    assert found.suggested_label.equals(expected.suggested_label)
+
+
+def test_inverted_file_finds_the_same_issues(monkeypatch):
+    embeddings, truth = clusters()
+    labels, _ = mislabel(truth, 0.3)
+    expected = find_label_issues(embeddings, labels)
+    monkeypatch.setattr(graph, "EXACT_UP_TO", 100)
+    found = find_label_issues(embeddings, labels)
+    assert (found.is_label_issue == expected.is_label_issue).mean() > 0.98
+
+
+def test_classes_of_one_or_two_samples():
+    embeddings, truth = clusters()
+    labels, wrong = mislabel(truth, 0.2)
+    rng = np.random.default_rng(5)
+    centres = unit(rng.normal(size=(2, 16)))
+    pair = unit(centres[[0, 0]] + 0.05 * rng.normal(size=(2, 16)))
+    rows = np.concatenate([embeddings, pair, centres[1:], embeddings[:1]])
+    given = np.concatenate([labels, [100, 100, 101, 102]])
+    issues = find_label_issues(rows, given)
+    assert np.isfinite(issues[["label_score", "suggested_score"]].to_numpy()).all()
+    assert not issues.is_label_issue.to_numpy()[-4:-2].any()  # two of a kind, away from all others
+    assert (issues.is_label_issue[: len(labels)] == wrong).mean() > 0.97
+    lonely = find_label_issues(rows[:30], np.arange(30))
+    assert not lonely.is_label_issue.any()
+
+
+def test_class_of_which_all_are_wrong():
+    embeddings, truth = clusters()
+    labels = np.where(np.arange(len(truth)) % 25 == 0, 20, truth)  # a class made of samples of all others
+    issues = find_label_issues(embeddings, labels)
+    made_up = labels == 20
+    assert issues.is_label_issue[made_up].mean() > 0.9
+    assert (issues.suggested_label == truth)[made_up].mean() > 0.9
+    assert issues.is_label_issue[~made_up].mean() < 0.02
+
+
+def test_outliers():
+    embeddings, truth = clusters(dim=32, spread=0.1)
+    rng = np.random.default_rng(3)
+    far = unit(rng.normal(size=(12, 32)))
+    issues = find_label_issues(
+        np.concatenate([embeddings, far]), np.concatenate([truth, rng.integers(20, size=12)])
+    )
+    assert (issues.issue[-12:] == "outlier").mean() > 0.7
+    assert not (issues.issue[:-12] == "outlier").any()
+
+
+def test_conflicting_duplicates():
+    embeddings, truth = clusters(spread=0.4)
+    copies = np.arange(10)
+    labels = np.concatenate([truth, (truth[:10] + 1) % 20, truth[10:15]])
+    issues = find_label_issues(np.concatenate([embeddings, embeddings[copies], embeddings[10:15]]), labels)
+    wrong_copies = issues.iloc[len(truth) : len(truth) + 10]
+    assert (wrong_copies.issue == "conflicting duplicate").all()
+    assert (wrong_copies.suggested_label.to_numpy() == truth[:10]).mean() >= 0.9
+    assert issues.is_label_issue[:10].mean() < 0.2  # their other neighbours support them
+    assert (issues.issue[len(truth) + 10 :] == "").all()  # equal labels do not conflict
+    both = issues.label_score.to_numpy()[:10] + wrong_copies.label_score.to_numpy()
+    assert (both <= 1 + 1e-6).all()
+
+
+def test_two_names_for_one_thing():
+    embeddings, truth = clusters(spread=0.2)
+    labels, wrong = mislabel(truth, 0.2)
+    second = (labels == 3) & (np.random.default_rng(2).random(len(labels)) < 0.5)
+    names = np.array([f"class {k}" for k in range(20)] + ["another name"])[np.where(second, 20, labels)]
+    issues = find_label_issues(embeddings, names)
+    assert [set(pair) for pair in issues.attrs["ambiguous_classes"]] == [{"class 3", "another name"}]
+    same = (truth == 3) & (labels == 3)
+    assert (issues.issue[same] == "ambiguous classes").mean() > 0.9
+    assert (issues.issue[truth != 3] == "ambiguous classes").mean() < 0.01
+    assert issues.is_label_issue[same].mean() < 0.3
+    assert issues.is_label_issue[wrong].mean() > 0.9
+
+
+def test_unknown_samples_have_no_issue():
+    embeddings, truth = clusters(classes=6)
+    labels, _ = mislabel(truth, 0.6)
+    embeddings[::10] = 0
+    issues = find_label_issues(embeddings, labels)
+    unknown = issues.iloc[::10]
+    assert not unknown.is_label_issue.any() and (unknown.issue == "").all()
+    assert (unknown.suggested_label == unknown.given_label).all()
+    np.testing.assert_allclose(unknown.label_score, 1 - issues.attrs["noise_rate"])
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_few_samples(rows):
+    embeddings = np.eye(5)[:rows]
+    for labels in (np.zeros(rows, int), np.arange(rows)):
+        issues = find_label_issues(embeddings, labels)
+        assert len(issues) == rows and np.isfinite(issues.label_score).all()
+        assert not issues.is_label_issue.any()
+
+
+def test_one_class_has_no_issues():
+    embeddings, truth = clusters(classes=1)
+    issues = find_label_issues(embeddings, truth)
+    assert (issues.label_score == 1).all() and issues.attrs["noise_rate"] == 0
+    assert list(issues.columns) == COLUMNS
+
+
+def test_same_answer_twice(half_wrong):
+    embeddings, _, labels, _, issues = half_wrong
+    pd.testing.assert_frame_equal(find_label_issues(embeddings, labels), issues)
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "labels", "message"),
+    [
+        (np.ones((3, 2)), [0, 1], "labels must have shape"),
+        (np.ones((3, 2)), [[0], [1], [2]], "labels must have shape"),
+        (np.ones(3), [0, 1, 2], "embeddings must be floats of shape"),
+        (np.ones((3, 2), int), [0, 1, 2], "embeddings must be floats"),
+        (np.full((3, 2), np.nan), [0, 1, 2], "not finite"),
+        (np.ones((0, 2)), [], "there are no samples"),
+        (np.ones((3, 2)), np.array(["a", None, "b"], dtype=object), "1 label is missing, the first at row 1"),
+    ],
+)
+def test_bad_input_is_one_clear_line(embeddings, labels, message):
+    with pytest.raises(ValueError, match=message) as error:
+        find_label_issues(embeddings, labels)
+    assert "\n" not in str(error.value)

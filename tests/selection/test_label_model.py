@@ -1,0 +1,99 @@
+import math
+
+import pytest
+import torch
+
+from prism_dml.selection.candidates import DRAWN, find_candidates, weigh_candidates
+from prism_dml.selection.cross_fit import FOLDS, deal
+from prism_dml.selection.discriminant import ball_density, class_sums, whiten
+from prism_dml.selection.label_model import LabelModel
+
+
+@pytest.fixture
+def sample():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(6, (80,), generator=generator)
+    embeddings = torch.nn.functional.normalize(
+        torch.randn(80, 5, generator=generator) + labels[:, None], dim=1
+    )
+    trust = torch.rand(80, generator=generator)
+    cosines = (embeddings @ embeddings.T).fill_diagonal_(-math.inf)
+    similarities, neighbours = cosines.topk(12, dim=1)
+    return embeddings, labels, trust, similarities, neighbours
+
+
+def test_whitened_classes_are_round():
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(3).repeat(4000)
+    stretch = torch.tensor([[2.0, 0, 0], [1, 1.0, 0], [0, 0, 1]])
+    embeddings = torch.randn(12_000, 3, generator=generator) @ stretch + 3 * labels[:, None]
+    white = whiten(embeddings, labels, torch.ones(12_000))
+    assert white.mean(dim=0).abs().max() < 1e-3
+    for part in (white[labels == k] for k in range(3)):
+        variances = torch.linalg.eigvalsh(part.T.cov())
+        assert variances.min() > 0.6 and variances.max() < 1.2  # a tenth is shrunk towards a ball
+
+
+def test_density_is_that_without_the_sample_itself(sample):
+    rows, labels, trust, _, _ = sample
+    sums, mass = class_sums(rows, labels, trust)
+    lengths = (sums * sums).sum(dim=1)
+    every = (80, 6)
+    density = ball_density(rows @ sums.T, lengths.expand(every), mass.expand(every), labels, trust, rows)
+    for i in range(0, 80, 7):
+        for k in range(6):
+            fellows = (labels == k) & (torch.arange(80) != i)
+            members = trust[fellows].sum() + 0.5
+            mean = (rows[fellows] * trust[fellows, None]).sum(dim=0) / members
+            expected = rows[i] @ mean - ((mean @ mean) - 5 / members).clamp(min=0) / 2
+            torch.testing.assert_close(density[i, k], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_shares_of_trusted_votes(sample):
+    rows, labels, trust, similarities, neighbours = sample
+    candidates = find_candidates(labels, similarities, neighbours, temperature=0.1)
+    evidence = weigh_candidates(candidates, rows, labels, trust, torch.arange(80))
+    assert (candidates.classes[:, 0] == labels).all()
+    for i in range(0, 80, 7):
+        weights = ((similarities[i] - similarities[i, 0]) / 0.1).exp() * trust[neighbours[i]]
+        for column in range(candidates.classes.shape[1] - DRAWN):
+            if candidates.stands_for[i, column]:
+                voters = labels[neighbours[i]] == candidates.classes[i, column]
+                share = weights[voters].sum() / weights.sum()
+                torch.testing.assert_close(evidence.log_share[i, column].exp(), share + 1e-3)
+
+
+def test_candidates_stand_for_all_classes(sample):
+    _, labels, _, similarities, neighbours = sample
+    candidates = find_candidates(labels, similarities, neighbours, temperature=0.1)
+    total = candidates.stands_for.sum(dim=1)
+    drawn_in_vain = candidates.stands_for[:, -DRAWN:].sum(dim=1) == 0
+    torch.testing.assert_close(total[~drawn_in_vain], torch.full_like(total, 6.0)[~drawn_in_vain])
+    rows = torch.tensor([3, 50])
+    some = find_candidates(labels, similarities, neighbours, 0.1, rows)
+    assert (some.classes == candidates.classes[rows]).all()
+
+
+def test_beliefs_are_probabilities_and_the_loss_falls(sample):
+    rows, labels, trust, similarities, neighbours = sample
+    candidates = find_candidates(labels, similarities, neighbours, temperature=0.1)
+    evidence = weigh_candidates(candidates, rows, labels, trust, torch.arange(80))
+    model = LabelModel(6)
+    before = model._loss(model.parameters, evidence)
+    assert model.fit(evidence) < before
+    belief = model(evidence)
+    assert (belief.classes >= 0).all() and (belief.classes.sum(dim=1) <= 1 + 1e-9).all()
+    assert 0 < model.rate_error(evidence) < 0.5
+    model.least = 0.6
+    model.fit(evidence)
+    assert 1 - model(evidence).classes[:, 0].mean() > 0.55
+
+
+def test_folds_are_even_and_split_every_class():
+    labels = torch.arange(40).repeat_interleave(torch.arange(1, 41))
+    folds = deal(labels)
+    sizes = torch.bincount(folds, minlength=FOLDS)
+    assert sizes.max() - sizes.min() <= 1
+    for k in range(40):
+        parts = torch.bincount(folds[labels == k], minlength=FOLDS)
+        assert parts.max() - parts.min() <= 1
