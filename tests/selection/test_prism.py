@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -122,6 +125,72 @@ def test_against_loops(
         for memory in (prism, naive):
             memory.enqueue(embeddings[kept], labels[kept], None if given is None else given[kept])
     assert (rejected > 5) == (rate > 0)
+
+
+class SelectorAgainstLoops(RuleBasedStateMachine):
+    """Any order of scoring, judging, remembering, saving and loading, against the loops."""
+
+    @initialize(
+        rate=st.sampled_from([0.0, 0.2, 0.5]),
+        similarity=st.sampled_from(["centre", "exact"]),
+        threshold=st.sampled_from(["smooth", "top-r"]),
+        bank_size=st.integers(1, 20),
+        window=st.integers(1, 4),
+        warmup=st.integers(0, 3),
+        seed=st.integers(0, 999),
+    )
+    def start(self, rate, similarity, threshold, bank_size, window, warmup, seed) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.new = lambda: PRISM(C, D, rate, similarity, bank_size, window, threshold, warmup)
+        self.prism, self.naive = self.new(), NaivePRISM(rate, threshold, bank_size, window, warmup)
+        self.kept: tuple[Tensor, Tensor, Tensor] | None = None
+
+    @rule(batch=st.integers(0, 9), classes=st.integers(1, C))
+    def score(self, batch: int, classes: int) -> None:
+        embeddings, labels, index = draw(self.generator, batch, classes)
+        selection = self.prism(embeddings, labels, index)
+        keep, probabilities, limit, _, margins = self.naive(embeddings, labels, index, None)
+        assert selection.clean_probability.tolist() == pytest.approx(probabilities, abs=2e-6)
+        assert selection.margin.tolist() == pytest.approx(margins, abs=2e-6)
+        for kept, expected, probability in zip(selection.keep.tolist(), keep, probabilities, strict=True):
+            assert kept == expected or abs(probability - limit) < 2e-6, "rounding decides, or nothing"
+        self.kept = (embeddings[selection.keep], labels[selection.keep], index[selection.keep])
+
+    @rule()
+    @precondition(lambda self: self.kept)
+    def enqueue_what_was_kept(self) -> None:
+        self.prism.enqueue(*self.kept)
+        self.naive.enqueue(*self.kept)
+        self.kept = None
+
+    @rule(batch=st.integers(0, 25))
+    def enqueue_without_scoring(self, batch: int) -> None:
+        embeddings, labels, _ = draw(self.generator, batch)
+        self.prism.enqueue(embeddings, labels)
+        self.naive.enqueue(embeddings, labels, None)
+
+    @rule()
+    def judge(self) -> None:
+        before = copy.deepcopy(self.prism.state_dict())
+        self.prism.judge(*draw(self.generator, 5))
+        for key, value in self.prism.state_dict().items():
+            torch.testing.assert_close(value, before[key], rtol=0, atol=0, equal_nan=True)
+
+    @rule()
+    def save_and_load(self) -> None:
+        restored = self.new()
+        restored.load_state_dict({key: value.clone() for key, value in self.prism.state_dict().items()})
+        self.prism = restored
+
+    @invariant()
+    def the_memory_is_that_of_the_loops(self) -> None:
+        assert len(self.prism.bank) == len(self.naive.bank)
+        present = self.prism.bank.labels[self.prism.bank.labels >= 0]
+        assert sorted(present.tolist()) == sorted(label for _, label, _ in self.naive.bank)
+
+
+TestSelectorAgainstLoops = SelectorAgainstLoops.TestCase
+TestSelectorAgainstLoops.settings = settings(max_examples=25, stateful_step_count=12, deadline=None)
 
 
 def fresh(**options: Any) -> PRISM:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prism_dml.data.table import FileImages, ImageTable, is_missing
+from prism_dml.data.table import FileImages, ImageTable, is_missing, listed
 
 COLUMNS = frozenset({"path", "label", "clean_label", "is_noisy", "split"})
 """The columns that are read; others are ignored."""
@@ -126,7 +126,7 @@ def _read_text(file: Path) -> str:
 def _parse_rows(file: Path, text: str, names: list[str], delimiter: str) -> _Rows:
     missing = [name for name in ("path", "label") if name not in names]
     if missing:
-        raise ValueError(f"{file}: no column '{missing[0]}'; the columns are: {', '.join(names)}")
+        raise ValueError(f"{file}: no column '{missing[0]}'; the columns are: {listed(names)}")
     repeated = [name for name in names if name in COLUMNS and names.count(name) > 1]
     if repeated:
         raise ValueError(f"{file}: more than one column '{repeated[0]}'")

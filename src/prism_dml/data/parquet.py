@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prism_dml.data.table import ImageTable, IntArray, is_missing
+from prism_dml.data.table import ImageTable, IntArray, is_missing, listed
 
 HELD_BYTES = 512 * 2**20
 """Row groups up to this size in all stay in memory once read; the others are read again when asked for."""
@@ -73,6 +73,9 @@ class ParquetImages:
                 number, place = self.groups[group]
                 with _reading(self.files[number]):
                     rows = self._open_file(number).read_row_group(place, columns=["image"], use_threads=False)
+                expected = int(self.starts[group + 1] - self.starts[group])
+                if rows.num_rows != expected:
+                    raise ValueError(f"{self.files[number]}: a group of {expected} rows has {rows.num_rows}")
                 self._held[group] = rows.column("image")
                 self._held_bytes += rows.nbytes
             self._held.move_to_end(group)
@@ -133,11 +136,9 @@ def _layout(file: Path) -> dict[str, str]:
     schema = _open(file).schema_arrow
     for name in ("image", "label"):
         if schema.names.count(name) != 1:
-            raise ValueError(
-                f"{file}: no column '{name}'; the columns are: {', '.join(schema.names) or 'none'}"
-            )
+            raise ValueError(f"{file}: no column '{name}'; the columns are: {listed(schema.names)}")
     image = schema.field("image").type
-    if not (pa.types.is_struct(image) and image.get_field_index("bytes") >= 0):
+    if not _holds_images(image):
         raise ValueError(f"{file}: the column 'image' must be a struct of bytes and path, it is {image}")
     kinds = {name: _kind(schema.field(name).type) for name in _LABELS if name in schema.names}
     unusable = next((name for name, kind in kinds.items() if kind not in _LABELS[name]), None)
@@ -147,6 +148,16 @@ def _layout(file: Path) -> dict[str, str]:
             f"it is {schema.field(unusable).type}"
         )
     return kinds
+
+
+def _holds_images(type_: pa.DataType) -> bool:
+    """Whether it is a struct of bytes, and of a path or none; either may be missing in every row."""
+    if not (pa.types.is_struct(type_) and type_.get_field_index("bytes") >= 0):
+        return False
+    fields = {type_.field(i).name: type_.field(i).type for i in range(type_.num_fields)}
+    data, path = fields["bytes"], fields.get("path", pa.null())
+    is_data = pa.types.is_binary(data) or pa.types.is_large_binary(data) or pa.types.is_null(data)
+    return is_data and (_kind(path) == "text" or pa.types.is_null(path))
 
 
 _LABELS = {
@@ -174,11 +185,17 @@ def _describe(layout: dict[str, str]) -> str:
 def _read_shard(file: Path, layout: dict[str, str]) -> dict[str, list[Any]]:
     """The columns of a file but for the images' bytes; class names as text; ValueError for missing ones."""
     with _reading(file):
-        rows = _open(file).read(columns=["image.path", *layout])
-    shard = {name: rows.column(name).to_pylist() for name in layout}
+        opened = _open(file)
+        rows = opened.read(columns=["image.path", *layout])
+        shard = {name: rows.column(name).to_pylist() for name in layout}
+        paths = _image_paths(rows)
+    announced = sum(opened.metadata.row_group(g).num_rows for g in range(opened.metadata.num_row_groups))
+    if rows.num_rows != announced:
+        raise ValueError(f"{file}: {announced} rows are announced, {rows.num_rows} are there")
     for name in ("label", "clean_label"):
         if name in shard:
-            shard[name] = _class_names(shard[name], _hub_class_names(rows.schema, name))
+            names = _hub_class_names(file, rows.schema, name) if layout[name] == "integer" else None
+            shard[name] = _class_names(shard[name], names)
     for name in ("label", "split"):
         if name in shard and None in shard[name]:
             raise ValueError(f"{file}, row {shard[name].index(None)}: no {name}")
@@ -190,8 +207,7 @@ def _read_shard(file: Path, layout: dict[str, str]) -> dict[str, list[Any]]:
                     f"{file}, row {row}: no clean_label; where the true class is none of the classes, "
                     "a column is_noisy must be true"
                 )
-    shard["path"] = _image_paths(rows)
-    return shard
+    return shard | {"path": paths}
 
 
 def _class_names(labels: list[Any], names: list[str] | None) -> list[str | None]:
@@ -201,11 +217,17 @@ def _class_names(labels: list[Any], names: list[str] | None) -> list[str | None]
     return [None if label is None or is_missing(str(label)) else str(label) for label in labels]
 
 
-def _hub_class_names(schema: pa.Schema, column: str) -> list[str] | None:
+def _hub_class_names(file: Path, schema: pa.Schema, column: str) -> list[str] | None:
     """The names of a ClassLabel column in the metadata that the Hub's `datasets` library writes."""
-    info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {})
-    feature = info.get("features", {}).get(column, {})
-    return feature.get("names") if feature.get("_type") == "ClassLabel" else None
+    try:
+        info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {})
+        feature = info.get("features", {}).get(column, {})
+        names = feature["names"] if feature.get("_type") == "ClassLabel" else None
+    except (ValueError, AttributeError, KeyError, RecursionError):
+        raise ValueError(f"{file}: the metadata 'huggingface' are damaged") from None
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"{file}: the class names of '{column}' in the metadata 'huggingface' are no names")
+    return names
 
 
 def _image_paths(rows: pa.Table) -> list[str | None]:
@@ -244,6 +266,6 @@ def _open(file: Path) -> pq.ParquetFile:
 def _reading(file: Path) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{file}: not a readable parquet file: {reason}") from error

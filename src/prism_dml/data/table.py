@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Protocol
 
 import numpy as np
@@ -181,6 +182,11 @@ def sort_classes(names: Iterable[str]) -> list[str]:
     """Class names in order: by number if all are whole numbers ("9" before "10"), else alphabetically."""
     ordered = sorted(names)
     return sorted(ordered, key=int) if all(map(_is_whole_number, ordered)) else ordered
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for an error message: on one line, and no more of them than one reads."""
+    return shorten(", ".join(names), 300, placeholder=" ...") or "none"
 
 
 def is_missing(name: str) -> bool:
