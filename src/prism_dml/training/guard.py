@@ -29,11 +29,12 @@ class Guard(nn.Module):
         self.register_buffer("skipped", torch.tensor(0))  # in the whole run
         self.register_buffer("in_a_row", torch.tensor(0))
         self._parameters_of = list(method.parameters())
-        # Batch statistics and thresholds change while a batch is scored; a memory only after the update.
+        # Batch statistics and thresholds change while a batch is scored; a memory only after the update, and what a
+        # method itself holds, such as a matrix of all classes, between epochs.
         self._buffers_of = [
             buffer
             for module in method.modules()
-            if not isinstance(module, MemoryBank)
+            if module is not method and not isinstance(module, MemoryBank)
             for buffer in module.buffers(recurse=False)
         ]
         self._before: list[Tensor] = []
