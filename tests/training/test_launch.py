@@ -73,7 +73,9 @@ def test_the_failure_that_explains_the_others_is_raised(answers, lost, stopped_b
 
 def children(pid: int) -> list[int]:
     """Process ids of a process's children that train."""
-    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True)
+    listed = subprocess.run(
+        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True
+    )
     return [int(line.split()[0]) for line in listed.stdout.splitlines() if "spawn_main" in line]
 
 
@@ -90,8 +92,11 @@ def test_a_killed_process_ends_the_command_with_one_line(folder: Path, tmp_path:
     deadline = time.monotonic() + 200
     while not (out / FILE).exists() and command.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.kill(children(command.pid)[1], signal.SIGKILL)
-    _, errors = command.communicate(timeout=60)
+    try:
+        os.kill(children(command.pid)[1], signal.SIGKILL)
+        _, errors = command.communicate(timeout=60)
+    finally:
+        command.kill()
     assert command.returncode == 2
     line = errors.splitlines()[-1]
     assert (
@@ -102,3 +107,18 @@ def test_a_killed_process_ends_the_command_with_one_line(folder: Path, tmp_path:
     assert children(command.pid) == []
     with pytest.raises(ValueError, match="other settings or data: steps"):
         train(folder, TrainConfig(**OPTIONS), out, resume=True)
+
+
+def test_processes_end_with_the_one_that_started_them() -> None:
+    code = "import time; from prism_dml.training.launch import launch; launch(2, time.sleep, 300)"
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.monotonic() + 200
+    while len(found := children(parent.pid)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1)
+    parent.kill()
+    parent.wait()
+    assert len(found) == 2
+    while any(Path(f"/proc/{pid}").exists() for pid in found) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in found)

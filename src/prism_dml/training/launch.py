@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.process import BaseProcess, parent_process
 from typing import Any
 
 import torch
@@ -95,6 +95,7 @@ def _work(
     arguments: tuple[Any, ...],
 ) -> None:
     """What a process does: call the function, and send what comes of it."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
     torch.set_num_threads(threads)
     try:
@@ -107,6 +108,14 @@ def _work(
     except Exception:
         senders[rank].send(RuntimeError(f"process {rank} failed\n{traceback.format_exc()}"))
         sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    """End this process once the one that has started it is gone, by kill -9 perhaps: nobody would stop it any more."""
+    parent = parent_process()
+    assert parent is not None, "this is a child"
+    parent.join()
+    os._exit(1)
 
 
 def _watch(processes: Sequence[BaseProcess], stop: StopRequest) -> None:
