@@ -48,6 +48,7 @@ def launch(number: int, function: Callable[..., Any], *arguments: Any) -> Any:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is here: no process starts one
+        "TORCHELASTIC_RESTART_COUNT": "0",  # torch 2.4 asks for it
         "WORLD_SIZE": str(number),
         "LOCAL_WORLD_SIZE": str(number),
     }
