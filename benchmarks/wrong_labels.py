@@ -84,7 +84,7 @@ def cleanlab_of(
     joint = estimate_joint(labels, beliefs)
     return (
         get_label_quality_scores(labels, beliefs),
-        confident_learning(labels, beliefs),
+        confident_learning(labels, beliefs, n_jobs=1),
         1 - float(np.trace(joint)),
     )
 
