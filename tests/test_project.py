@@ -20,6 +20,7 @@ PACKAGE = ROOT / "src" / "prism_dml"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up: a room imports only from rooms before it, and from none that it must not know.
+GROUND = "files"  # the one module below all rooms
 ROOMS = [
     "selection",
     "retrieval",
@@ -69,10 +70,14 @@ def test_citation_names_the_version():
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_from_below(room):
-    allowed = set(ROOMS[: ROOMS.index(room) + 1]) - STRANGERS.get(room, set())
+    allowed = {GROUND, *ROOMS[: ROOMS.index(room) + 1]} - STRANGERS.get(room, set())
     for module in (PACKAGE / room).rglob("*.py"):
         used = imported_rooms(module.read_text(encoding="utf-8"))
         assert used <= allowed, f"{module.relative_to(ROOT)} imports from {sorted(used - allowed)}"
+
+
+def test_the_ground_imports_no_room():
+    assert not imported_rooms((PACKAGE / f"{GROUND}.py").read_text(encoding="utf-8"))
 
 
 def test_every_folder_is_a_known_room():

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from prism_dml.models.files import read_tensors, replacing, write_tensors
+from prism_dml.files import replacing
+from prism_dml.models.files import read_tensors, write_tensors
 
 NOTES = {"step": "7", "what": 'Zahlen, ünd "mehr"'}
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
+from prism_dml.files import replacing
+
 DPI = 120
 CELL = 1.35
 """Inches from picture to picture."""
@@ -47,10 +49,8 @@ def plot_matches(
             if picture is not None:
                 axes[row, column].imshow(picture)
             axes[row, column].set_title(f"{_short(label)}\n{similarity:.3f}", fontsize=8, parse_math=False)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    figure.savefig(partial, format="png")
-    partial.replace(out)
+    with replacing(out) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def _short(name: str) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from prism_dml.files import replacing
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -84,10 +86,10 @@ def write_demo_report(
         suspects=[(_data_uri(_png(suspect.image)), suspect) for suspect in suspects],
         notes=notes or {},
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    out, partial = folder / "report.html", folder / ".report.html.partial"
-    partial.write_text(page, encoding="utf-8")
-    return partial.replace(out)
+    out = folder / "report.html"
+    with replacing(out) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return out
 
 
 def _png(image: Image.Image) -> bytes:

@@ -17,6 +17,8 @@ from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 from PIL import Image
 
+from prism_dml.files import replacing
+
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7F7F7F"
 DPI = 144
 
@@ -254,7 +256,5 @@ def _percent(mask: np.ndarray) -> str:
 
 
 def _write(figure: Figure, out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    figure.savefig(partial, format="png")
-    partial.replace(out)
+    with replacing(out) as temporary:
+        figure.savefig(temporary, format="png")

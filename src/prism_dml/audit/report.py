@@ -20,6 +20,7 @@ from prism_dml.audit.summary import Audit
 from prism_dml.audit.thumbnails import COLUMNS, PER_SHEET, cell_side, draw_sheets
 from prism_dml.data import ImageTable, sort_classes
 from prism_dml.data.corrections import VERSION
+from prism_dml.files import replacing
 
 INSIDE = 2048
 """Up to so many pictures lie inside of the page, more in sheets beside it."""
@@ -71,12 +72,13 @@ def write_report(
             if progress is not None:
                 progress(min((number + 1) * PER_SHEET, len(shown)), len(shown))
     page = _render(_page_data(audit, name, shown, sheets), inside)
-    out, partial = folder / "report.html", folder / ".report.html.partial"
-    partial.write_text(page, encoding="utf-8")
-    shutil.rmtree(sheet_folder, ignore_errors=True)
-    if partial_folder.is_dir():
-        partial_folder.replace(sheet_folder)
-    return partial.replace(out)
+    out = folder / "report.html"
+    with replacing(out) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+        shutil.rmtree(sheet_folder, ignore_errors=True)
+        if partial_folder.is_dir():
+            partial_folder.replace(sheet_folder)
+    return out
 
 
 def _render(data: dict[str, Any], sheets: list[str]) -> str:

@@ -28,6 +28,7 @@ from prism_dml.data import (
     open_images,
     write_table,
 )
+from prism_dml.files import replacing
 from prism_dml.models import load
 from prism_dml.retrieval import bootstrap_interval, retrieval_metrics, retrieval_scores
 from prism_dml.training import TrainConfig, train
@@ -263,9 +264,8 @@ def _judged_samples(out: Path) -> pd.DataFrame:
     samples = pd.read_parquet(out / "prism-mcl" / "samples.parquet")
     samples["is_wrong"] = samples["label"] != samples["clean_label"]
     samples = samples.sort_values("clean_probability", kind="stable")
-    partial = out / f".{SAMPLES}.partial"
-    samples.to_csv(partial, index=False)
-    partial.replace(out / SAMPLES)
+    with replacing(out / SAMPLES) as temporary:
+        samples.to_csv(temporary, index=False)
     return samples
 
 
@@ -286,6 +286,5 @@ def _read(file: Path) -> Any:
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(file)
+    with replacing(file) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

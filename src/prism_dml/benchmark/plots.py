@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from prism_dml.benchmark.jobs import Job, Place
 from prism_dml.benchmark.protocol import Protocol
 from prism_dml.benchmark.results import Record
+from prism_dml.files import replacing
 
 # Okabe and Ito (2008), as in the other pictures; with line styles and marks they tell 28 rows apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#7F7F7F")
@@ -178,8 +179,6 @@ def _canvas(panels: int) -> tuple[Figure, list[Axes]]:
 def _write(figure: Figure, legend_of: Axes, file: Path) -> list[Path]:
     handles, labels = legend_of.get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside right upper", fontsize=8)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    figure.savefig(partial, format="png")
-    partial.replace(file)
+    with replacing(file) as temporary:
+        figure.savefig(temporary, format="png")
     return [file]

@@ -11,6 +11,7 @@ from typing import Any
 from prism_dml.benchmark.jobs import Place, choose, tuning_jobs
 from prism_dml.benchmark.protocol import RAW_PIXELS, Protocol, Row
 from prism_dml.benchmark.results import Record
+from prism_dml.files import replacing
 
 HEADER = (
     *("row", "seeds", "P@1", "MAP@R", "gap closed, P@1", "gap closed, MAP@R"),
@@ -72,9 +73,8 @@ def write_table(
         ] + [""]
     if facts.pictures:
         lines += ["## Pictures", "", *(f"![{Path(name).stem}]({name})" for name in facts.pictures), ""]
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text("\n".join(lines), encoding="utf-8")
-    partial.replace(file)
+    with replacing(file) as temporary:
+        temporary.write_text("\n".join(lines), encoding="utf-8")
 
 
 _NOISE_NAMES = {"none": "all labels right", "given": "labels as given", "small-cluster": "small cluster"}

@@ -20,6 +20,7 @@ from prism_dml.benchmark.jobs import Job
 from prism_dml.benchmark.machine import device_name, versions
 from prism_dml.benchmark.protocol import KNOWN, RAW_PIXELS
 from prism_dml.data import Augment, ImageBatches, ImageTable, corrupt_table, open_images, read_table
+from prism_dml.files import replacing
 from prism_dml.methods.registry import find_method
 from prism_dml.models import load
 from prism_dml.retrieval import retrieval_metrics
@@ -73,9 +74,8 @@ def work(job: Job, folder: Path, data_root: Path, slot: Slot) -> None:
         shutil.rmtree(folder / "run", ignore_errors=True)
     result |= {"seconds": round(time.monotonic() - start, 1), "machine": device_name(slot.accelerator)}
     result["versions"] = versions()
-    partial = folder / f".{RESULT}.partial"
-    partial.write_text(json.dumps(result), encoding="utf-8")
-    partial.replace(folder / RESULT)
+    with replacing(folder / RESULT) as temporary:
+        temporary.write_text(json.dumps(result), encoding="utf-8")
 
 
 def run_job(job: Job, folder: Path, data_root: Path, accelerator: str) -> dict[str, Any]:

@@ -154,11 +154,10 @@ def write_embeddings(embedded: Embedded, out: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from prism_dml.models.files import replacing
+    from prism_dml.files import replacing
 
     vectors, table = embedded.vectors.numpy(), embedded.table
     classes = np.array(table.classes)
-    out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix.lower() == ".npz":
         arrays: dict[str, Any] = {"embeddings": vectors, "paths": np.array(table.paths)}
         arrays |= {"labels": table.labels, "classes": classes}

@@ -22,6 +22,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from prism_dml.files import replacing
+
 
 class _Rate(ProgressColumn):
     """Units a second, over the recent past."""
@@ -71,10 +73,8 @@ def write_json(result: dict[str, Any], file: Path) -> None:
         result: what to write.
         file: replaced if it exists; its folder is made.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(to_json(result), encoding="utf-8")
-    partial.replace(file)
+    with replacing(file) as temporary:
+        temporary.write_text(to_json(result), encoding="utf-8")
 
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

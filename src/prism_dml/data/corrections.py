@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from prism_dml.data.table import ImageTable, is_missing
+from prism_dml.files import replacing
 
 Action = Literal["relabel", "keep", "drop"]
 
@@ -104,9 +105,8 @@ def write_corrections(corrections: Corrections, file: Path) -> None:
         "fingerprint": corrections.fingerprint,
         "corrections": [asdict(item) for item in corrections.items],
     }
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    partial.replace(file)
+    with replacing(file) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def apply_corrections(table: ImageTable, corrections: Corrections) -> Corrected:

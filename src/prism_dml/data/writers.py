@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from prism_dml.data.csv_list import companion_list
 from prism_dml.data.parquet import ParquetImages
 from prism_dml.data.table import ImageSource, ImageTable, SelectedImages, image_file
+from prism_dml.files import replacing
 
 ROW_GROUP = 100
 """Images in a row group of parquet, as on the Hub: small enough to be read for one image."""
@@ -144,14 +145,9 @@ def _lies_in(target: Path, folder: Path) -> bool:
 
 @contextmanager
 def _written_whole(target: Path) -> Iterator[Path]:
-    """A temporary file next to the target that takes its place at the end, and vanishes on errors."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    """`replacing`, with a ValueError if the target cannot be written."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(target)
+        with replacing(target) as temporary:
+            yield temporary
     except OSError as error:
-        raise ValueError(f"{target}: cannot be written: {error.strerror or error}") from error
-    finally:
-        if temporary.is_file():
-            temporary.unlink()
+        raise ValueError(str(error)) from error

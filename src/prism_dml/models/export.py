@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import prism_dml
+from prism_dml.files import replacing
 from prism_dml.models.embedder import Embedder
-from prism_dml.models.files import replacing
 
 TOLERANCE = 1e-4
 """Of a number of the embedding, between onnxruntime and torch."""
@@ -82,7 +82,6 @@ def export_onnx(model: Embedder, path: str | Path) -> None:
     except Exception as error:  # the three packages' errors have no kind in common
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ValueError(f'the backbone "{backbone}" cannot be exported to ONNX: {reason}') from error
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 

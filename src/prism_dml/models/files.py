@@ -1,12 +1,10 @@
-"""Files that are replaced whole, and files of tensors that know whether they are damaged; never pickle."""
+"""Files of tensors that are replaced whole and know whether they are damaged; never pickle."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,24 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to; it takes the place of `path` in one instant, or is removed after an error.
-
-    One that a killed process has left is overwritten. OSError, one line, if there is no room or right to write.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (SafetensorError, OSError) as error:
-        before = "; what was there before is whole" if path.exists() else ""
-        raise OSError(f"{path} cannot be written: {_one_line(error)}{before}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+from prism_dml.files import replacing
 
 
 def write_tensors(
@@ -58,7 +39,10 @@ def write_tensors(
     }
     about = {**notes, "format": f"prism-dml {kind}", "version": str(version)}
     with replacing(path) as temporary:
-        save_file(plain, temporary, about | {"sha256": _checksum(plain, about)})
+        try:
+            save_file(plain, temporary, about | {"sha256": _checksum(plain, about)})
+        except SafetensorError as error:  # its word for a full disk, among others
+            raise OSError(_one_line(error)) from error
 
 
 def read_tensors(path: Path, kind: str, version: int) -> tuple[dict[str, Tensor], dict[str, str]]:

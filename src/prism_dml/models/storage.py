@@ -11,8 +11,9 @@ from safetensors.torch import load as tensors_of
 from safetensors.torch import save as tensor_bytes
 from torch import Tensor
 
+from prism_dml.files import replacing
 from prism_dml.models.embedder import Embedder
-from prism_dml.models.files import read_tensors, replacing, write_tensors
+from prism_dml.models.files import read_tensors, write_tensors
 from prism_dml.models.preprocess import Preprocess
 
 _FORMAT = "prism-dml model"

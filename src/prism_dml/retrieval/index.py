@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor
 
+from prism_dml.files import replacing
 from prism_dml.retrieval.neighbours import unit_rows
 
 IndexKind = Literal["flat", "hnsw", "ivf-pq"]
@@ -212,10 +212,5 @@ def _read_card(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

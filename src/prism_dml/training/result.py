@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 import prism_dml
+from prism_dml.files import replacing
 from prism_dml.methods.base import Method
 from prism_dml.models import save
-from prism_dml.models.files import replacing
 from prism_dml.training.checkpoint import FILE
 from prism_dml.training.judgement import judge_samples
 from prism_dml.training.measure import embed_all
