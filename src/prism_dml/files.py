@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -27,4 +27,5 @@ def replacing(path: Path) -> Iterator[Path]:
         reason = " ".join((error.strerror or str(error)).split())
         raise OSError(f"{path} cannot be written: {reason}{before}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # its folder may be a file; what went wrong is said above
+            temporary.unlink(missing_ok=True)
