@@ -214,7 +214,7 @@ def test_unknown_methods(name: str, hint: str) -> None:
 @pytest.mark.parametrize(
     "options",
     [{"noise_rate": 1.0}, {"noise_rate": -0.1}, {"window": 0}, {"selection_warmup": -1}, {"bank_weight": -1.0},
-     {"rise_epochs": 0}, {"bank_size": 0}, {"margin": 1.0}, {"margin": -1.1}],
+     {"rise_epochs": 0}, {"bank_size": 0}, {"margin": 1.0}, {"margin": -1.1}, {"temperature": 0.0}],
 )  # fmt: skip
 def test_bad_settings(options) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):

@@ -33,9 +33,11 @@ def draw(generator: torch.Generator, batch: int = B, classes: int = C) -> tuple[
 class NaivePRISM:
     """Method.md, section 2, sample by sample and class by class, in Python's own numbers."""
 
-    def __init__(self, rate: float, threshold: str, bank_size: int, window: int, warmup: int) -> None:
+    def __init__(
+        self, rate: float, threshold: str, bank_size: int, window: int, warmup: int, temperature: float = 1.0
+    ) -> None:
         self.rate, self.threshold, self.bank_size = rate, threshold, bank_size
-        self.window, self.warmup = window, warmup
+        self.window, self.warmup, self.temperature = window, warmup, temperature
         self.bank: list[tuple[list[float], int, int]] = []
         self.quantiles: list[float] = []
         self.batches = 0
@@ -62,7 +64,8 @@ class NaivePRISM:
             if y not in present:
                 probabilities.append(1.0), known.append(False), suggested.append(y), margins.append(0.0)
                 continue
-            probabilities.append(math.exp(present[y]) / sum(math.exp(t) for t in present.values()))
+            weights = {k: math.exp(t / self.temperature) for k, t in present.items()}
+            probabilities.append(weights[y] / sum(weights.values()))
             known.append(True)
             suggested.append(max(present, key=lambda k: present[k]))
             others = [t for k, t in present.items() if k != y]
@@ -125,6 +128,21 @@ def test_against_loops(
         for memory in (prism, naive):
             memory.enqueue(embeddings[kept], labels[kept], None if given is None else given[kept])
     assert (rejected > 5) == (rate > 0)
+
+
+def test_temperature_against_loops() -> None:
+    generator = torch.Generator().manual_seed(2)
+    prism = PRISM(C, D, 0.3, bank_size=40, threshold="top-r", temperature=0.1)
+    naive = NaivePRISM(0.3, "top-r", 40, 4, 0, temperature=0.1)
+    for _ in range(20):
+        embeddings, labels, index = draw(generator)
+        selection = prism(embeddings, labels, index)
+        keep, probabilities, limit, *_ = naive(embeddings, labels, index, None)
+        assert selection.keep.tolist() == keep
+        assert selection.clean_probability.tolist() == pytest.approx(probabilities, abs=2e-6)
+        assert selection.threshold.item() == pytest.approx(limit, abs=2e-6)
+        for memory in (prism, naive):
+            memory.enqueue(embeddings[selection.keep], labels[selection.keep], index[selection.keep])
 
 
 class SelectorAgainstLoops(RuleBasedStateMachine):
@@ -376,7 +394,7 @@ def test_of_a_sample_that_is_its_class_nothing_is_known() -> None:
         ({"noise_rate": 1.0}, "noise_rate"), ({"noise_rate": -0.1}, "noise_rate"), ({"noise_rate": "maybe"}, "auto"),
         ({"noise_rate": math.nan}, "noise_rate"), ({"noise_rate": None}, "noise_rate"),
         ({"similarity": "cosine"}, "centre"), ({"threshold": "hard"}, "smooth"), ({"window": 0}, "window"),
-        ({"warmup": -1}, "warmup"), ({"bank_size": 0}, "size"),
+        ({"warmup": -1}, "warmup"), ({"bank_size": 0}, "size"), ({"temperature": 0.0}, "temperature"),
     ],
 )  # fmt: skip
 def test_bad_settings(options: dict[str, Any], message: str) -> None:

@@ -1,5 +1,6 @@
 """What can be set about a method; imports nothing heavy, so that the command line answers at once."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,8 @@ class MethodConfig:
         threshold: smooth (mean of the last batches' quantiles) or top-r (a fixed share of each batch).
         window: Number of batches over which the threshold is smoothed, at least 1.
         selection_warmup: Number of first steps in which every sample is kept.
+        temperature: Of the softmax that makes probabilities of similarities, above 0; null: 1 with a given noise rate,
+            as published, 0.05 with auto.
         bank_size: Number of embeddings remembered; null: as many as there are training images.
         margin: Cosine above which images of different labels are pushed apart, in [-1, 1).
         bank_weight: Weight of the memory's part of the loss, at least 0.
@@ -31,6 +34,7 @@ class MethodConfig:
     threshold: Threshold = "smooth"
     window: int = 30
     selection_warmup: int = 0
+    temperature: float | None = None
     bank_size: int | None = None
     margin: float = 0.5
     bank_weight: float = 1.0
@@ -42,6 +46,8 @@ class MethodConfig:
             raise ValueError(f"noise_rate must be auto or in [0, 1), not {self.noise_rate}")
         if self.window < 1 or self.selection_warmup < 0 or self.bank_weight < 0:
             raise ValueError("window must be at least 1; selection_warmup and bank_weight at least 0")
+        if self.temperature is not None and not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be above 0, not {self.temperature}")
         if self.rise_epochs < 1:
             raise ValueError(f"rise_epochs must be at least 1, not {self.rise_epochs}")
         if self.bank_size is not None and self.bank_size < 1:

@@ -22,4 +22,5 @@ def make_selector(data: TrainingSet, embedding_dim: int, config: MethodConfig) -
         window=config.window,
         threshold=config.threshold,
         warmup=config.selection_warmup,
+        temperature=config.temperature,
     )

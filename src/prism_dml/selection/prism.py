@@ -1,5 +1,6 @@
 """PRISM: which samples of a batch carry a label that can be trusted."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -16,9 +17,9 @@ Threshold = Literal["smooth", "top-r"]
 MOST_REJECTED = 0.5
 """An estimate alone never rejects more than this share; where more labels are wrong, the rate has to be given."""
 
-SHARPENED = 0.05
-"""Temperature of the softmax with an estimated rate. At the published 1 the sum over all classes drowns the one that
-a wrong label belongs to; towards 0 what counts is the margin to it, which separates better."""
+PUBLISHED, SHARPENED = 1.0, 0.05
+"""Temperature of the softmax, with a given and with an estimated rate. At 1 the sum over all classes drowns the one
+that a wrong label belongs to; towards 0 what counts is the margin to it, which separates better."""
 
 _CHUNK = 4096  # samples of a whole data set judged at a time: bounds the memory to _CHUNK x C
 
@@ -54,14 +55,15 @@ class PRISM(nn.Module):
         num_classes: number C of classes; labels are in [0, C).
         embedding_dim: number D of an embedding's components.
         noise_rate: share R of wrong labels in [0, 1), or "auto" to estimate it as training goes; then everything is
-            kept until the memory is full for the first time, later at most half of it is rejected, and the
-            probabilities are those of a softmax of temperature 0.05.
+            kept until the memory is full for the first time, and later at most half of it is rejected.
         similarity: "centre" (mean of each class's memory), "exact" (mean cosine to each entry), "vmf" (one von
             Mises-Fisher distribution for each class), "proxy" (given by a proxy-based loss at each call).
         bank_size: number M of embeddings that are remembered; the training set's size is a good choice.
         window: number of batches over which the threshold is smoothed.
         threshold: "smooth" (sTRM) or "top-r" (TRM, a fixed number of each batch).
         warmup: number of first batches that are kept whole.
+        temperature: of the softmax over classes, above 0; None: 1, as published, with a given rate or with "vmf",
+            whose log-densities are sharp as they are, and 0.05 with an estimated rate.
 
     Raises:
         ValueError: on a value outside the ranges above.
@@ -81,6 +83,7 @@ class PRISM(nn.Module):
         window: int = 30,
         threshold: Threshold = "smooth",
         warmup: int = 0,
+        temperature: float | None = None,
     ) -> None:
         super().__init__()
         _check_choice("similarity", similarity, Similarity)
@@ -89,13 +92,16 @@ class PRISM(nn.Module):
             raise ValueError(f'noise_rate must be "auto" or in [0, 1), not {noise_rate!r}')
         if window < 1 or warmup < 0:
             raise ValueError(f"window must be at least 1 and warmup at least 0, not {window} and {warmup}")
+        if temperature is not None and not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be above 0, not {temperature}")
         if similarity == "vmf" and embedding_dim < 4:
             raise ValueError(f'similarity "vmf" needs embedding_dim of at least 4, not {embedding_dim}')
         self.noise_rate, self.similarity, self.warmup = noise_rate, similarity, warmup
         self.bank = MemoryBank(num_classes, embedding_dim, bank_size)
-        # Log-densities are sharp as they are.
-        self.temperature = SHARPENED if noise_rate == "auto" and similarity != "vmf" else 1.0
-        sharp = noise_rate == "auto" or similarity == "vmf"
+        if temperature is None:
+            temperature = SHARPENED if noise_rate == "auto" and similarity != "vmf" else PUBLISHED
+        self.temperature = temperature
+        sharp = temperature < PUBLISHED or similarity == "vmf"
         self.rule = SmoothTopR(window, in_logarithms=sharp) if threshold == "smooth" else TopR()
         self.estimator = NoiseRateEstimator()
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))
