@@ -19,6 +19,7 @@ from prism_dml.data import ImageTable, PKSampler, read_table
 from prism_dml.methods.base import Method, TrainingSet
 from prism_dml.methods.registry import find_method
 from prism_dml.models import Embedder
+from prism_dml.training.allocator import keep_freed_memory
 from prism_dml.training.checkpoint import FILE, load_checkpoint, save_checkpoint
 from prism_dml.training.config import TrainConfig
 from prism_dml.training.guard import Guard
@@ -81,6 +82,8 @@ def train(
         result: dict[str, Any] = launch(config.devices, train, data, config, out, resume)
         return result
     fabric, ranks = join(config)
+    if fabric.device.type == "cpu":
+        keep_freed_memory()
     table = (data if isinstance(data, ImageTable) else read_table(data)).split("train")
 
     embedder = Embedder(
