@@ -40,7 +40,11 @@ ROWS = {
     "MCL": {"method": "mcl"},
     "MCL + PRISM (centre), R known": {"method": "prism-mcl"},
     "MCL + PRISM (vmf), R known": {"method": "prism-mcl", "similarity": "vmf", "selection_warmup": 50},
-    "MCL + PRISM (centre, temperature 0.05), R known": {"method": "prism-mcl", "temperature": 0.05},
+    "MCL + PRISM (centre, temperature 0.05), R known": {
+        "method": "prism-mcl",
+        "temperature": 0.05,
+        "selection_warmup": 50,
+    },
     "MCL + PRISM (centre), auto": {"method": "prism-mcl", "noise_rate": "auto"},
     "oracle": {"method": "oracle"},
 }
