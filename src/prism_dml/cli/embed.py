@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def embed(
     run: Path,
-    data: Path,
+    data: str,
     *,
     out: Path,
     split: str | None = None,
@@ -35,7 +35,7 @@ def embed(
 
     Args:
         run: Folder of a training run or of a model.
-        data: Folder of class folders, CSV, or parquet.
+        data: Folder of class folders, CSV, or parquet, on disk or at a URL (s3://, gs://, https:// ...).
         out: File to write, .parquet or .npz; replaced if it exists.
         split: Only this split of the data; all of it if not given.
         batch_size: Images at once.
@@ -47,13 +47,14 @@ def embed(
     Raises:
         ValueError: the model or the data cannot be read, or the file is of neither kind.
     """
-    if out.suffix.lower() not in (".parquet", ".npz"):
-        raise ValueError(f"--out must end in .parquet or .npz, not '{out.name}'")
-    if data.resolve() == out.resolve():
-        raise ValueError(f"--out must not be the data itself: {out}")
-    from prism_dml.data import read_table
+    from prism_dml.data import place, read_table
     from prism_dml.models import load
 
+    if out.suffix.lower() not in (".parquet", ".npz"):
+        raise ValueError(f"--out must end in .parquet or .npz, not '{out.name}'")
+    source = place(data)
+    if isinstance(source, Path) and source.resolve() == out.resolve():
+        raise ValueError(f"--out must not be the data itself: {out}")
     model, table = load(run), read_table(data, split)
     embedded = embed_table(model, table, batch_size, workers, max_unreadable, device)
     write_embeddings(embedded, out)

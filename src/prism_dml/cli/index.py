@@ -10,7 +10,7 @@ from prism_dml.cli.output import print_json
 
 def index(
     run: Path,
-    data: Path,
+    data: str,
     *,
     out: Path,
     kind: Literal["auto", "flat", "hnsw", "ivf-pq"] = "auto",
@@ -25,7 +25,7 @@ def index(
 
     Args:
         run: Folder of a training run or of a model.
-        data: Folder of class folders, CSV, or parquet.
+        data: Folder of class folders, CSV, or parquet, on disk or at a URL (s3://, gs://, https:// ...).
         out: Folder for the index; an index that is there is replaced.
         kind: flat: exact, for up to 50,000 images; hnsw: nearly exact and quick, up to 2 million; ivf-pq:
             approximate, 64 bytes an image, for more; auto chooses by these sizes.
@@ -45,7 +45,7 @@ def index(
     import pandas as pd
 
     from prism_dml.cli.embed import embed_table
-    from prism_dml.data import read_table
+    from prism_dml.data import place, read_table
     from prism_dml.models import load
     from prism_dml.retrieval import build_index, save_index
 
@@ -54,7 +54,8 @@ def index(
     built = build_index(embedded.vectors, kind)
     labels = np.array(embedded.table.classes)[embedded.table.labels]
     rows = pd.DataFrame({"path": embedded.table.paths, "label": labels})
-    save_index(built, rows, out, {"data": str(data.expanduser().resolve())})
+    source = place(data)
+    save_index(built, rows, out, {"data": str(source.resolve() if isinstance(source, Path) else source)})
     if json:
         count = {
             "images": len(built),

@@ -26,6 +26,7 @@ from prism_dml.data.loader import (
 from prism_dml.data.noise import NoiseKind, corrupt_labels, corrupt_table, pixel_features, small_cluster
 from prism_dml.data.omniglot import omniglot_table
 from prism_dml.data.readers import read_table
+from prism_dml.data.remote import StoreError, place
 from prism_dml.data.sampling import WHOLE, PKSampler, Share
 from prism_dml.data.table import (
     BytesImages,
@@ -58,6 +59,7 @@ __all__ = [
     "PKSampler",
     "SelectedImages",
     "Share",
+    "StoreError",
     "StreamingBatches",
     "apply_corrections",
     "corrupt_labels",
@@ -71,6 +73,7 @@ __all__ = [
     "omniglot_table",
     "open_images",
     "pixel_features",
+    "place",
     "read_corrections",
     "read_embeddings",
     "read_image",

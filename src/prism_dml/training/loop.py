@@ -210,7 +210,7 @@ def set_learning_rate(optimizer: Optimizer, config: TrainConfig, step: int) -> N
 
 def _fingerprint(table: ImageTable) -> str:
     """What tells one training table from another, relabelled ones included; the pixels are not looked at."""
-    text = json.dumps([table.classes, table.paths, table.labels.tolist()])
+    text = json.dumps([table.classes, list(table.paths), table.labels.tolist()])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
