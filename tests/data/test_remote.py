@@ -9,7 +9,17 @@ import pytest
 from fsspec.registry import known_implementations
 from PIL import Image
 
-from prism_dml.data import Augment, PKSampler, StoreError, load_images, open_images, read_table
+from prism_dml.data import (
+    Augment,
+    BytesImages,
+    PKSampler,
+    StoreError,
+    load_images,
+    open_images,
+    read_table,
+    row_groups,
+    storage_blocks,
+)
 from prism_dml.data.remote import RemoteFile, place
 from prism_dml.data.row_groups import ParquetImages
 from prism_dml.data.table import fetch_images
@@ -156,6 +166,15 @@ def test_csv_and_class_folders(memory):
     memory.rm("/set/pets/train/cat/1.png")
     with pytest.raises(ValueError, match=r"'pets/train/cat/1.png': no such file or folder"):
         load_images(read_table("memory://set/list.csv"), 8)
+
+
+def test_images_that_do_not_fit_into_memory_are_swept_over(memory, monkeypatch):
+    table = read_table("memory://set")
+    assert storage_blocks(table.images) is None
+    monkeypatch.setattr(row_groups, "HELD_BYTES", 1000)
+    blocks = storage_blocks(table.select([0, 4, 5, 12, 29]).images)
+    assert blocks.tolist() == [0, 0, 1, 2, 5]
+    assert storage_blocks(BytesImages([b""] * 5)) is None
 
 
 # What goes wrong

@@ -27,6 +27,7 @@ from prism_dml.data.noise import NoiseKind, corrupt_labels, corrupt_table, pixel
 from prism_dml.data.omniglot import omniglot_table
 from prism_dml.data.readers import read_table
 from prism_dml.data.remote import StoreError, place
+from prism_dml.data.row_groups import storage_blocks
 from prism_dml.data.sampling import WHOLE, PKSampler, Share
 from prism_dml.data.table import (
     BytesImages,
@@ -81,6 +82,7 @@ __all__ = [
     "small_cluster",
     "sort_classes",
     "square",
+    "storage_blocks",
     "table_fingerprint",
     "write_corrections",
     "write_table",

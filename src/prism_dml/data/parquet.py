@@ -21,7 +21,7 @@ from prism_dml.data.row_groups import ParquetImages, Shard, open_parquet, readin
 from prism_dml.data.table import ImageTable, Numbered, is_missing, listed, renumber
 
 READERS = 16
-"""Files whose labels are read at once: in a store each waits for several answers."""
+"""Files of a store whose labels are read at once: each waits for several answers."""
 _HUB_SHARD = re.compile(r"(?P<split>\w+)-\d{5}-of-\d{5}(-\w+)?")
 
 
@@ -65,7 +65,7 @@ def read_parquet(files: Sequence[Shard]) -> ImageTable:
         ValueError: a corrupt file, no rows, missing columns or labels, wrong types, shards that differ.
         StoreError: a store that cannot be reached, or refuses.
     """
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(READERS if isinstance(files[0], RemoteFile) else 1) as pool:
         contents = list(pool.map(_read_shard, files))
     layout = contents[0].layout
     for file, content in zip(files, contents, strict=True):

@@ -104,7 +104,8 @@ def train(
     ranks.connect(method, fabric.device)
     optimizer = make_optimizer(method, config)
     learner, optimizer = fabric.setup(method, optimizer)
-    sampler = PKSampler(samples.labels, config.classes_per_batch, config.samples_per_class, config.seed)
+    size = (config.classes_per_batch, config.samples_per_class)
+    sampler = PKSampler(samples.labels, *size, config.seed, sources.blocks)
     noisy = samples.is_noisy
     tally = Tally(len(samples), None if noisy is None else torch.from_numpy(noisy)).to(fabric.device)
     guard = Guard(method, config.max_bad_steps)
