@@ -39,8 +39,8 @@ def audit(
     for `prism apply`, and report.html, which opens in any browser, without a network; it exports corrections.json.
 
     Args:
-        run_or_embeddings: Folder of a training run or of a model, or embeddings with labels: .npz or .parquet as
-            `prism embed` writes them.
+        run_or_embeddings: Folder of a training run or of a model, or embeddings with labels: .npz, .parquet or a
+            folder of parts as `prism embed` writes them.
         data: Folder of class folders, CSV, or parquet, on disk or at a URL (s3://, gs://, https:// ...). With
             embeddings it may be missing: the page then shows no images; else every embedding belongs to the image of
             its path.
@@ -65,9 +65,9 @@ def audit(
         suggest_corrections,
         write_report,
     )
-    from prism_dml.data import place, write_corrections
+    from prism_dml.data import holds_parts, place, write_corrections
 
-    if run_or_embeddings.is_file():
+    if run_or_embeddings.is_file() or holds_parts(run_or_embeddings):
         sample_set = _from_embeddings(run_or_embeddings, data, split)
     elif data is None:
         raise ValueError(

@@ -25,6 +25,7 @@ from prism_dml.data.loader import (
 )
 from prism_dml.data.noise import NoiseKind, corrupt_labels, corrupt_table, pixel_features, small_cluster
 from prism_dml.data.omniglot import omniglot_table
+from prism_dml.data.parts import holds_parts
 from prism_dml.data.readers import read_table
 from prism_dml.data.remote import StoreError, place
 from prism_dml.data.row_groups import storage_blocks
@@ -68,6 +69,7 @@ __all__ = [
     "decode_image",
     "fingerprint",
     "fits_in_memory",
+    "holds_parts",
     "image_file",
     "letters_table",
     "load_images",
