@@ -9,13 +9,13 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, mark: str = "") -> Iterator[Path]:
     """A file beside `path` to write to; it takes the place of `path` in one instant, or is removed after an error.
 
     Its folder is made. One that a killed process has left is overwritten. OSError, one line, if there is no room or
-    right to write.
+    right to write. `mark` tells apart processes that may write the same file at the same time.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{mark}.tmp" if mark else f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

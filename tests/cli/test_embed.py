@@ -88,7 +88,7 @@ def test_unreadable_images_are_named_and_left_out(prism, run_folder, image_folde
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        ("e.txt", "--out must end in .parquet or .npz, not 'e.txt'"),
+        ("e.txt", "--out must end in .parquet or .npz, or be a folder, not 'e.txt'"),
         ("d.parquet", "must not be the data itself"),
     ],
 )

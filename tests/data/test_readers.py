@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import prism_dml.data.parquet as parquet
+import prism_dml.data.row_groups as row_groups
 from prism_dml.data.cache import load_images
 from prism_dml.data.readers import read_table
 from prism_dml.data.table import ImageTable, SelectedImages
@@ -321,12 +321,12 @@ def test_parquet_images_without_path_and_without_bytes(tmp_path: Path) -> None:
 
 
 def test_parquet_holds_only_some_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet, "HELD_BYTES", 2500)
+    monkeypatch.setattr(row_groups, "HELD_BYTES", 2500)
     data = [bytes([i]) * 1000 for i in range(20)]
     rows = pa.array([{"bytes": item, "path": None} for item in data], IMAGE)
     table = read_table(write_parquet(tmp_path / "x.parquet", row_group=1, image=rows, label=["a"] * 20))
     source = table.images
-    assert isinstance(source, parquet.ParquetImages)
+    assert isinstance(source, row_groups.ParquetImages)
     for i in np.random.default_rng(0).integers(0, 20, 200):
         assert source.read(int(i)) == data[i]
         assert len(source._held) <= 2 and source._held_bytes == sum(

@@ -147,3 +147,48 @@ def test_a_million_samples_take_seconds() -> None:
 def test_errors(labels: list[int], p: int, k: int, seed: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PKSampler(np.array(labels), p, k, seed)
+
+
+@settings(max_examples=200, deadline=None)
+@given(sizes_of_classes, st.integers(2, 9), st.integers(1, 5), st.integers(0, 3), st.integers(1, 9))
+def test_blocks_keep_what_an_epoch_promises(
+    sizes: list[int], p: int, k: int, epoch: int, num_blocks: int
+) -> None:
+    labels = labels_of(sizes)
+    blocks = np.random.default_rng(3).integers(0, num_blocks, len(labels))
+    batches = PKSampler(labels, p, k, seed=1, blocks=blocks).epoch(epoch)
+    plain = PKSampler(labels, p, k, seed=1).epoch(epoch)
+    assert [len(batch) for batch in batches] == [len(batch) for batch in plain]
+    assert set(np.concatenate(batches)) == set(range(len(labels)))
+    chunks = [labels[batch].reshape(-1, k) for batch in batches]
+    assert all((chunk == chunk[:, :1]).all() and len(np.unique(chunk)) >= 2 for chunk in chunks)
+    values, totals = np.unique(np.concatenate(chunks)[:, 0], return_counts=True)
+    for chunk in chunks:
+        for value, count in zip(*np.unique(chunk[:, 0], return_counts=True), strict=True):
+            assert count <= -(-totals[values == value][0] // max(1, len(batches) - 1))
+
+
+def blocks_read(batches: list[np.ndarray], blocks: np.ndarray, held: int) -> int:
+    """How often a block is read if the last `held` ones stay in memory."""
+    memory: dict[int, None] = {}
+    reads = 0
+    for block in blocks[np.concatenate(batches)].tolist():
+        reads += block not in memory
+        memory.pop(block, None)
+        memory[block] = None
+        if len(memory) > held:
+            del memory[next(iter(memory))]
+    return reads
+
+
+@pytest.mark.parametrize("by_class", [False, True])
+def test_blocks_are_read_about_once_with_a_quarter_of_them_in_memory(by_class: bool) -> None:
+    labels = np.repeat(np.arange(20), 200)
+    if not by_class:
+        labels = np.random.default_rng(0).permutation(labels)
+    blocks = np.arange(len(labels)) // 20  # 200 blocks
+    swept = PKSampler(labels, 8, 4, blocks=blocks)
+    assert blocks_read(swept.epoch(0), blocks, 50) < 1.3 * 200
+    assert blocks_read(PKSampler(labels, 8, 4).epoch(0), blocks, 50) > 8 * 200
+    orders = [blocks[np.concatenate(swept.epoch(epoch))] for epoch in (0, 1)]
+    assert (orders[0] != orders[1]).mean() > 0.9

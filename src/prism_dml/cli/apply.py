@@ -7,14 +7,15 @@ from pathlib import Path
 from prism_dml.cli.output import print_json, progress_bar
 
 
-def apply(data: Path, corrections: Path, *, out: Path, json: bool = False) -> None:
+def apply(data: str, corrections: Path, *, out: Path, json: bool = False) -> None:
     """Write a data set with its labels corrected; the input stays as it is.
 
     Corrections that do not match the data are refused: every one names its sample by number, path and given
     label, and all of them the data by its fingerprint.
 
     Args:
-        data: Folder of class folders, CSV, or parquet: the data that was audited, all of its splits.
+        data: Folder of class folders, CSV, or parquet, on disk or at a URL (s3://, gs://, https:// ...): the data that
+            was audited, all of its splits.
         corrections: JSON that the page of `prism audit` exported, or its suggestions.json.
         out: File to write, .csv or .parquet; replaced if it exists.
         json: Print the result as JSON.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ CLASSES_SHOWN = 10
 
 def audit(
     run_or_embeddings: Path,
-    data: Path | None = None,
+    data: str | None = None,
     *,
     out: Path,
     split: str | None = None,
@@ -38,10 +39,11 @@ def audit(
     for `prism apply`, and report.html, which opens in any browser, without a network; it exports corrections.json.
 
     Args:
-        run_or_embeddings: Folder of a training run or of a model, or embeddings with labels: .npz or .parquet as
-            `prism embed` writes them.
-        data: Folder of class folders, CSV, or parquet. With embeddings it may be missing: the page then shows no
-            images; else every embedding belongs to the image of its path.
+        run_or_embeddings: Folder of a training run or of a model, or embeddings with labels: .npz, .parquet or a
+            folder of parts as `prism embed` writes them.
+        data: Folder of class folders, CSV, or parquet, on disk or at a URL (s3://, gs://, https:// ...). With
+            embeddings it may be missing: the page then shows no images; else every embedding belongs to the image of
+            its path.
         out: Folder for the result.
         split: Only this split of the data; all of it if not given.
         suspects: So many suspects are on the page at most, the worst ones; the other files have all.
@@ -63,9 +65,9 @@ def audit(
         suggest_corrections,
         write_report,
     )
-    from prism_dml.data import write_corrections
+    from prism_dml.data import holds_parts, place, write_corrections
 
-    if run_or_embeddings.is_file():
+    if run_or_embeddings.is_file() or holds_parts(run_or_embeddings):
         sample_set = _from_embeddings(run_or_embeddings, data, split)
     elif data is None:
         raise ValueError(
@@ -86,7 +88,7 @@ def audit(
     result = make_audit(
         issues,
         sample_set.vectors,
-        sample_set.paths,
+        list(sample_set.paths),
         sample_set.fingerprint,
         sample_set.index,
         reliability=reliability,
@@ -97,7 +99,7 @@ def audit(
     write_corrections(suggest_corrections(result), out / "suggestions.json")
     with progress_bar() as bar:
         task = bar.add_task("pictures", total=None)
-        name = (data or run_or_embeddings).name
+        name = run_or_embeddings.name if data is None else place(data).name
         write_report(
             result,
             out,
@@ -121,7 +123,7 @@ class _Samples:
     """(N, D) embeddings."""
     labels: NDArray[np.str_]
     """(N,) given class names."""
-    paths: list[str]
+    paths: Sequence[str]
     """(N) identifiers."""
     index: NDArray[np.int64]
     """(N,) their numbers in the whole data."""
@@ -131,7 +133,7 @@ class _Samples:
     """Their images, if there are any."""
 
 
-def _from_run(run: Path, data: Path, split: str | None, embedding: dict[str, Any]) -> _Samples:
+def _from_run(run: Path, data: str, split: str | None, embedding: dict[str, Any]) -> _Samples:
     import numpy as np
 
     from prism_dml.cli.embed import embed_table
@@ -149,7 +151,7 @@ def _from_run(run: Path, data: Path, split: str | None, embedding: dict[str, Any
     return _Samples(embedded.vectors, labels, table.paths, index, table_fingerprint(whole), table)
 
 
-def _from_embeddings(file: Path, data: Path | None, split: str | None) -> _Samples:
+def _from_embeddings(file: Path, data: str | None, split: str | None) -> _Samples:
     import numpy as np
 
     from prism_dml.data import fingerprint, read_embeddings, read_table, table_fingerprint
@@ -183,7 +185,7 @@ def _members(whole: ImageTable, split: str) -> NDArray[np.int64]:
     return np.flatnonzero(whole.splits == split)
 
 
-def _matched(file: Path, paths: list[str], labels: list[str], whole: ImageTable) -> NDArray[np.int64]:
+def _matched(file: Path, paths: Sequence[str], labels: list[str], whole: ImageTable) -> NDArray[np.int64]:
     """(N,) the sample of the data that each embedding is of: in order where paths are the same, else by path."""
     import numpy as np
 
@@ -217,14 +219,14 @@ def _write_issues(result: Audit, out: Path) -> None:
     rows.to_parquet(out / "issues.parquet", index=False)
 
 
-def _summary(result: Audit, source: Path, data: Path | None, split: str | None) -> dict[str, Any]:
+def _summary(result: Audit, source: Path, data: str | None, split: str | None) -> dict[str, Any]:
     from prism_dml.audit import calibration_error
 
     issues = result.issues
     kinds = issues.loc[issues["is_label_issue"], "issue"].value_counts()
     return {
         "source": str(source),
-        "data": None if data is None else str(data),
+        "data": data,
         "split": split,
         "fingerprint": result.fingerprint,
         "samples": len(issues),

@@ -15,7 +15,7 @@ Kind = Literal["symmetric", "small-cluster", "pair", "class-conditional"]
 
 
 def corrupt(
-    data: Path,
+    data: str,
     *,
     kind: Kind,
     rate: float | None = None,
@@ -30,7 +30,7 @@ def corrupt(
     beside the wrong ones; the input stays as it is.
 
     Args:
-        data: Folder of class folders, CSV, or parquet.
+        data: Folder of class folders, CSV, or parquet, on disk or at a URL (s3://, gs://, https:// ...).
         kind: symmetric: another class, uniformly; pair: the next class; class-conditional: by a confusion
             matrix; small-cluster: whole classes are dissolved into others, as when the true class of an image
             is not in the label set.

@@ -9,35 +9,46 @@ from typing import TYPE_CHECKING, Any
 from prism_dml.cli.output import print_json, progress_bar
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from torch import Tensor
 
+    from prism_dml.cli.parts import Settings
     from prism_dml.data import ImageTable
     from prism_dml.models import Embedder
 
 
 def embed(
     run: Path,
-    data: Path,
+    data: str,
     *,
     out: Path,
     split: str | None = None,
+    rows_per_part: int = 8192,
+    devices: int = 1,
     batch_size: int = 256,
     workers: int = 0,
     max_unreadable: float = 0.01,
     device: str = "auto",
     json: bool = False,
 ) -> None:
-    """Write the embeddings of a data set to a file.
+    """Write the embeddings of a data set to a file, or to a folder in parts.
 
     Parquet gets a row for each image: path, label, clean_label (where known) and embedding. NPZ gets the
     arrays embeddings (N, D), labels (N,) as numbers into classes (C,), paths (N,), and, where the truth is
     known, clean_labels (N,), -1 for a true class that is none of the classes.
 
+    A folder gets parts, part-00000.parquet and so on, each a fixed range of the rows, and manifest.json, which says
+    what they are of. Stopped in any way, the same command makes the parts that are missing or damaged and ends with
+    the files of a run that was never stopped. Several processes share the parts: --devices starts them here, torchrun
+    on many machines with a common folder.
+
     Args:
         run: Folder of a training run or of a model.
-        data: Folder of class folders, CSV, or parquet.
-        out: File to write, .parquet or .npz; replaced if it exists.
+        data: Folder of class folders, CSV, or parquet, on disk or at a URL (s3://, gs://, https:// ...).
+        out: File to write, .parquet or .npz, replaced if it exists; or a folder for parts.
         split: Only this split of the data; all of it if not given.
+        rows_per_part: Images of each part of a folder.
+        devices: Processes that make the parts of a folder, each on a GPU of its own if there are any.
         batch_size: Images at once.
         workers: Processes that decode large images.
         max_unreadable: Share of the images, in [0, 1], that may be unreadable; they are named and left out.
@@ -45,15 +56,26 @@ def embed(
         json: Print the result as JSON.
 
     Raises:
-        ValueError: the model or the data cannot be read, or the file is of neither kind.
+        ValueError: the model or the data cannot be read, the file is of neither kind, or the folder holds other
+            embeddings.
     """
-    if out.suffix.lower() not in (".parquet", ".npz"):
-        raise ValueError(f"--out must end in .parquet or .npz, not '{out.name}'")
-    if data.resolve() == out.resolve():
-        raise ValueError(f"--out must not be the data itself: {out}")
-    from prism_dml.data import read_table
+    from prism_dml.data import place, read_table
     from prism_dml.models import load
 
+    is_file = out.suffix.lower() in (".parquet", ".npz") and not out.is_dir()
+    if (out.is_file() and not is_file) or (out.suffix and not is_file and not out.is_dir()):
+        raise ValueError(f"--out must end in .parquet or .npz, or be a folder, not '{out.name}'")
+    source = place(data)
+    if isinstance(source, Path) and source.resolve() == out.resolve():
+        raise ValueError(f"--out must not be the data itself: {out}")
+    if not is_file:
+        from prism_dml.cli.parts import Settings
+
+        settings = Settings(run, data, out, split, rows_per_part, batch_size, workers, max_unreadable, device)
+        _embed_in_parts(settings, devices, json)
+        return
+    if devices != 1:
+        raise ValueError("several processes make parts: --out must be a folder")
     model, table = load(run), read_table(data, split)
     embedded = embed_table(model, table, batch_size, workers, max_unreadable, device)
     write_embeddings(embedded, out)
@@ -62,6 +84,37 @@ def embed(
         print_json({"out": str(out), "images": count, "embedding_dim": dim, "unreadable": len(table) - count})
     else:
         print(f"{count:,} embeddings of {dim} numbers in {out}")
+
+
+def _embed_in_parts(settings: Settings, devices: int, json: bool) -> None:
+    import os
+    import signal
+
+    from prism_dml.cli.parts import embed_in_parts, summary
+    from prism_dml.training.launch import launch
+    from prism_dml.training.ranks import is_launched
+
+    if devices < 1:
+        raise ValueError(f"--devices must be at least 1, not {devices}")
+    try:
+        if devices > 1 and not is_launched():
+            launch(devices, embed_in_parts, settings)
+            result = summary(settings.out, settings.max_unreadable)
+        else:
+            result = embed_in_parts(settings)
+    except KeyboardInterrupt as stop:
+        again = KeyboardInterrupt(f"stopped; the same command goes on with {settings.out}")
+        again.signal = getattr(stop, "signal", signal.SIGINT)  # type: ignore[attr-defined]
+        raise again from None
+    if os.environ.get("RANK", "0") != "0":  # of several that torchrun has started, one is enough to tell
+        return
+    if json:
+        print_json(result)
+        return
+    print(
+        f"{result['images']:,} embeddings of {result['embedding_dim']} numbers in {settings.out} "
+        f"({result['parts']:,} of {result['parts_of_job']:,} parts)"
+    )
 
 
 @dataclass(frozen=True)
@@ -151,25 +204,34 @@ def write_embeddings(embedded: Embedded, out: Path) -> None:
         out: .parquet or .npz file; its folder is made.
     """
     import numpy as np
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     from prism_dml.files import replacing
 
-    vectors, table = embedded.vectors.numpy(), embedded.table
-    classes = np.array(table.classes)
     if out.suffix.lower() == ".npz":
-        arrays: dict[str, Any] = {"embeddings": vectors, "paths": np.array(table.paths)}
-        arrays |= {"labels": table.labels, "classes": classes}
+        table = embedded.table
+        arrays: dict[str, Any] = {"embeddings": embedded.vectors.numpy(), "paths": np.array(table.paths)}
+        arrays |= {"labels": table.labels, "classes": np.array(table.classes)}
         if table.clean_labels is not None:
             arrays["clean_labels"] = table.clean_labels
         with replacing(out) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
     else:
-        columns = {"path": pa.array(table.paths), "label": pa.array(classes[table.labels])}
-        if table.clean_labels is not None:
-            columns["clean_label"] = pa.array(classes[table.clean_labels], mask=table.clean_labels < 0)
-        flat = pa.array(vectors.reshape(-1))
-        columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
         with replacing(out) as temporary:
-            pq.write_table(pa.table(columns), temporary)
+            pq.write_table(embedding_rows(embedded), temporary)
+
+
+def embedding_rows(embedded: Embedded) -> pa.Table:
+    """The rows of a parquet file of embeddings, as `prism embed` describes it."""
+    import numpy as np
+    import pyarrow as pa
+
+    vectors, table = embedded.vectors.numpy(), embedded.table
+    classes = pa.array(table.classes, pa.string())
+    columns = {"path": pa.array(table.paths, pa.string()), "label": classes.take(pa.array(table.labels))}
+    if table.clean_labels is not None:
+        known = pa.array(table.clean_labels, mask=table.clean_labels < 0)
+        columns["clean_label"] = classes.take(known)
+    flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
+    columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    return pa.table(columns)

@@ -16,7 +16,7 @@ INTERVAL = 0.95
 
 def evaluate(
     run: Path,
-    data: Path,
+    data: str,
     *,
     split: str = "test",
     json: Path | None = None,
@@ -33,7 +33,7 @@ def evaluate(
 
     Args:
         run: Folder of a training run or of a model.
-        data: Folder of class folders, CSV, or parquet.
+        data: Folder of class folders, CSV, or parquet, on disk or at a URL (s3://, gs://, https:// ...).
         split: Split of the data to measure on; all of the data if it has no splits.
         json: File to write the numbers to as JSON; - prints them instead of the table.
         seed: Of the bootstrap over queries that gives the 95 % intervals.
@@ -52,7 +52,7 @@ def evaluate(
     embedded = embed_table(model, table, batch_size, workers, max_unreadable, device)
     metrics, intervals = measure(embedded, seed)
     used_split = None if table.splits is None else split
-    result = {"run": str(run), "data": str(data), "split": used_split, "seed": seed}
+    result = {"run": str(run), "data": data, "split": used_split, "seed": seed}
     result |= metrics | {"unreadable": len(table) - len(embedded.table), "intervals": intervals}
     if json is not None and str(json) == "-":
         print_json(result)

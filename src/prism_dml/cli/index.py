@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from prism_dml.cli.output import print_json
 
 
 def index(
-    run: Path,
-    data: Path,
+    run_or_embeddings: Path,
+    data: str | None = None,
     *,
     out: Path,
     kind: Literal["auto", "flat", "hnsw", "ivf-pq"] = "auto",
@@ -24,8 +24,10 @@ def index(
     """Build an index of a data set's embeddings, to search in.
 
     Args:
-        run: Folder of a training run or of a model.
-        data: Folder of class folders, CSV, or parquet.
+        run_or_embeddings: Folder of a training run or of a model, or embeddings with labels: .npz, .parquet or a
+            folder of parts as `prism embed` writes them.
+        data: Folder of class folders, CSV, or parquet, on disk or at a URL (s3://, gs://, https:// ...). With
+            embeddings it may be missing: a contact sheet of what is found can then not be drawn.
         out: Folder for the index; an index that is there is replaced.
         kind: flat: exact, for up to 50,000 images; hnsw: nearly exact and quick, up to 2 million; ivf-pq:
             approximate, 64 bytes an image, for more; auto chooses by these sizes.
@@ -45,21 +47,35 @@ def index(
     import pandas as pd
 
     from prism_dml.cli.embed import embed_table
-    from prism_dml.data import read_table
+    from prism_dml.data import holds_parts, place, read_embeddings, read_table
     from prism_dml.models import load
     from prism_dml.retrieval import build_index, save_index
 
-    model, table = load(run), read_table(data, split)
-    embedded = embed_table(model, table, batch_size, workers, max_unreadable, device)
-    built = build_index(embedded.vectors, kind)
-    labels = np.array(embedded.table.classes)[embedded.table.labels]
-    rows = pd.DataFrame({"path": embedded.table.paths, "label": labels})
-    save_index(built, rows, out, {"data": str(data.expanduser().resolve())})
+    vectors: Any
+    if run_or_embeddings.suffix.lower() in (".npz", ".parquet") or holds_parts(run_or_embeddings):
+        if split is not None:
+            raise ValueError("--split needs a model: embeddings name no splits")
+        found = read_embeddings(run_or_embeddings)
+        vectors, paths, labels, unreadable = found.vectors, found.paths, np.array(found.labels), 0
+    elif data is None:
+        raise ValueError(f"DATA is missing: {run_or_embeddings} holds no embeddings, so images are embedded")
+    else:
+        model, table = load(run_or_embeddings), read_table(data, split)
+        embedded = embed_table(model, table, batch_size, workers, max_unreadable, device)
+        vectors, paths = embedded.vectors, list(embedded.table.paths)
+        labels = np.array(embedded.table.classes)[embedded.table.labels]
+        unreadable = len(table) - len(paths)
+    built = build_index(vectors, kind)
+    about = {}
+    if data is not None:
+        source = place(data)
+        about["data"] = str(source.resolve() if isinstance(source, Path) else source)
+    save_index(built, pd.DataFrame({"path": paths, "label": labels}), out, about)
     if json:
         count = {
             "images": len(built),
             "embedding_dim": built.embedding_dim,
-            "unreadable": len(table) - len(built),
+            "unreadable": unreadable,
         }
         print_json({"out": str(out), "kind": built.kind, **count})
     else:

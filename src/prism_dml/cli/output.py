@@ -37,11 +37,12 @@ class _Rate(ProgressColumn):
         return Text("" if speed is None else f"{speed:,.0f} {self._unit}/s")
 
 
-def progress_bar(unit: str = "images") -> Progress:
+def progress_bar(unit: str = "images", shown: bool = True) -> Progress:
     """A progress display on standard error: done of total, rate and time left; nothing where nobody watches.
 
     Args:
         unit: What is counted.
+        shown: False for all but one of several processes.
     """
     console = Console(stderr=True)
     return Progress(
@@ -53,7 +54,7 @@ def progress_bar(unit: str = "images") -> Progress:
         TextColumn("left"),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=not (shown and console.is_terminal),
     )
 
 

@@ -72,7 +72,11 @@ def search(
         for row in zip(similarities, numbers, strict=True)
     ]
     if sheet is not None:
-        _draw(embedded.table, found, Path(about.get("data", "")), sheet)
+        if "data" not in about:
+            raise ValueError(
+                f"{index} was built of embeddings alone: --sheet needs one that was built with DATA"
+            )
+        _draw(embedded.table, found, about["data"], sheet)
     answers = [{"query": path, "matches": row} for path, row in zip(embedded.table.paths, found, strict=True)]
     result = {"index": str(index), "kind": built.kind, "queries": answers}
     if json is not None and str(json) == "-":
@@ -100,7 +104,7 @@ def _images(place: Path) -> Iterator[Path]:
     yield from inside
 
 
-def _draw(queries: ImageTable, found: list[list[dict[str, Any]]], data: Path, sheet: Path) -> None:
+def _draw(queries: ImageTable, found: list[list[dict[str, Any]]], data: str, sheet: Path) -> None:
     from prism_dml.audit.contact_sheet import plot_matches
     from prism_dml.data import read_image, read_table
 

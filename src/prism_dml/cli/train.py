@@ -10,14 +10,15 @@ from prism_dml.training.config import TrainConfig
 
 
 def train(
-    data: Path, config: TrainConfig, *, out: Path | None = None, resume: bool = False, json: bool = False
+    data: str, config: TrainConfig, *, out: Path | None = None, resume: bool = False, json: bool = False
 ) -> None:
     """Train an embedding on images whose labels cannot be trusted.
 
     Ctrl-C leaves a checkpoint; the same command with --resume goes on from there, bit for bit.
 
     Args:
-        data: Folder of class folders, CSV, or parquet; its split "train", where it has splits.
+        data: Folder of class folders, CSV, or parquet, on disk or at a URL (s3://, gs://, https:// ...); its split
+            "train", where it has splits.
         config: How to train.
         out: Folder of the run; runs/NAME of the data if not given.
         resume: Go on with the run in that folder.
@@ -26,10 +27,11 @@ def train(
     Raises:
         ValueError: the data cannot be read, the options do not fit together, or the run is not there.
     """
+    from prism_dml.data import place
     from prism_dml.training import train as run_training
     from prism_dml.training.ranks import is_first
 
-    run = Path("runs") / data.stem if out is None else out
+    run = Path("runs") / place(data).stem if out is None else out
     result = run_training(data, config, run, resume)
     if not is_first():  # of several that torchrun has started, one is enough to tell
         return

@@ -25,7 +25,10 @@ from prism_dml.data.loader import (
 )
 from prism_dml.data.noise import NoiseKind, corrupt_labels, corrupt_table, pixel_features, small_cluster
 from prism_dml.data.omniglot import omniglot_table
+from prism_dml.data.parts import holds_parts
 from prism_dml.data.readers import read_table
+from prism_dml.data.remote import StoreError, place
+from prism_dml.data.row_groups import storage_blocks
 from prism_dml.data.sampling import WHOLE, PKSampler, Share
 from prism_dml.data.table import (
     BytesImages,
@@ -58,6 +61,7 @@ __all__ = [
     "PKSampler",
     "SelectedImages",
     "Share",
+    "StoreError",
     "StreamingBatches",
     "apply_corrections",
     "corrupt_labels",
@@ -65,12 +69,14 @@ __all__ = [
     "decode_image",
     "fingerprint",
     "fits_in_memory",
+    "holds_parts",
     "image_file",
     "letters_table",
     "load_images",
     "omniglot_table",
     "open_images",
     "pixel_features",
+    "place",
     "read_corrections",
     "read_embeddings",
     "read_image",
@@ -78,6 +84,7 @@ __all__ = [
     "small_cluster",
     "sort_classes",
     "square",
+    "storage_blocks",
     "table_fingerprint",
     "write_corrections",
     "write_table",

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from prism_dml.data.decode import read_image, square
-from prism_dml.data.table import ImageTable, IntArray
+from prism_dml.data.table import ImageTable, IntArray, fetch_images
 
 logger = logging.getLogger("prism_dml")
 
@@ -109,7 +109,9 @@ def _decode_all(table: ImageTable, size: int) -> Iterator[Pixels | ValueError]:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes and resizes without holding the GIL
         for start in range(0, len(table), CHUNK):
-            yield from pool.map(decode, range(start, min(start + CHUNK, len(table))))
+            stop = min(start + CHUNK, len(table))
+            fetch_images(table.images, np.arange(start, stop))
+            yield from pool.map(decode, range(start, stop))
 
 
 def _store(pixels: Pixels, row: int, image: Pixels) -> Pixels:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from prism_dml.data.remote import RemoteFile
 from prism_dml.data.table import FileImages, ImageTable, is_missing, listed
 
 COLUMNS = frozenset({"path", "label", "clean_label", "is_noisy", "split"})
@@ -20,7 +21,7 @@ _PAIR = re.compile(r"(?P<path>.*[^\s,])(?:\s*,\s*|\s+)(?P<label>-?\d+)")
 class _Rows:
     """The fields of a list by column, and the line that each row ends on."""
 
-    file: Path
+    file: Path | RemoteFile
     lines: list[int]
     columns: dict[str, list[str]]
 
@@ -45,7 +46,7 @@ class _Rows:
         return [None if is_missing(value) else value for value in values]
 
 
-def read_csv(file: Path) -> ImageTable:
+def read_csv(file: Path | RemoteFile) -> ImageTable:
     """A CSV or tab-separated list as a table; paths are relative to the list's folder, or absolute.
 
     With a header: `path,label[,clean_label][,split]`. An empty `clean_label` is allowed where a column
@@ -101,9 +102,9 @@ def _from_pairs(rows: _Rows) -> ImageTable:
     )
 
 
-def _truth(file: Path, paths: Sequence[str], labels: Sequence[str]) -> list[str | None] | None:
+def _truth(file: Path | RemoteFile, paths: Sequence[str], labels: Sequence[str]) -> list[str | None] | None:
     """The labels that the companion list confirms, None for the others; None if there is no companion."""
-    companion = companion_list(file)
+    companion = companion_list(file) if isinstance(file, Path) else None
     if companion is None:
         return None
     columns = _parse_pairs(companion, _read_text(companion)).columns
@@ -113,9 +114,9 @@ def _truth(file: Path, paths: Sequence[str], labels: Sequence[str]) -> list[str 
     return [label if clean.get(path) == label else None for path, label in zip(paths, labels, strict=True)]
 
 
-def _read_text(file: Path) -> str:
+def _read_text(file: Path | RemoteFile) -> str:
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = io.TextIOWrapper(io.BytesIO(file.read_bytes()), encoding="utf-8-sig").read()
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not a text file in UTF-8 (byte {error.start})") from error
     if not text.strip():
@@ -123,7 +124,7 @@ def _read_text(file: Path) -> str:
     return text
 
 
-def _parse_rows(file: Path, text: str, names: list[str], delimiter: str) -> _Rows:
+def _parse_rows(file: Path | RemoteFile, text: str, names: list[str], delimiter: str) -> _Rows:
     missing = [name for name in ("path", "label") if name not in names]
     if missing:
         raise ValueError(f"{file}: no column '{missing[0]}'; the columns are: {listed(names)}")
@@ -153,7 +154,7 @@ def _parse_rows(file: Path, text: str, names: list[str], delimiter: str) -> _Row
     return _Rows(file, lines[1:], columns | stripped)
 
 
-def _parse_pairs(file: Path, text: str) -> _Rows:
+def _parse_pairs(file: Path | RemoteFile, text: str) -> _Rows:
     rows = _Rows(file, [], {"path": [], "label": []})
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():

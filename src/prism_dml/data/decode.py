@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torchvision.transforms.v2 import functional as F
 
+from prism_dml.data.remote import StoreError
 from prism_dml.data.table import ImageTable
 
 MAX_ASPECT = 16
@@ -29,9 +30,11 @@ def decode_image(data: bytes) -> Image.Image:
 
 
 def read_image(table: ImageTable, i: int) -> Image.Image:
-    """Image i of a table as RGB; ValueError naming it if it is missing or unreadable."""
+    """Image i of a table as RGB; ValueError naming it if it is missing or unreadable; StoreError of a store."""
     try:
         return decode_image(table.images.read(i))
+    except StoreError:
+        raise  # the network has failed, not the image
     except OSError as error:
         raise ValueError(f"{table.paths[i]!r}: {error.strerror or error}") from error
     except ValueError as error:

@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from prism_dml.data.parts import holds_parts, read_parts
+
 
 @dataclass(frozen=True, eq=False)
 class LabelledEmbeddings:
@@ -26,18 +28,22 @@ class LabelledEmbeddings:
 
 
 def read_embeddings(file: Path) -> LabelledEmbeddings:
-    """Embeddings from `.npz` or `.parquet`.
+    """Embeddings from `.npz` or `.parquet`, or the folder of parts that `prism embed` has filled.
 
     NPZ: embeddings (N, D); labels (N,), names or numbers, of `classes` if that array is there too; paths (N,) if
     wanted. Parquet: columns embedding (lists of D numbers), label, and path if wanted.
 
     Raises:
-        ValueError: another kind of file, not readable, something missing, or shapes that do not fit.
+        ValueError: another kind of file, not readable, something missing, parts that are not all there, or shapes
+            that do not fit.
     """
     kind = file.suffix.lower()
-    if kind not in (".npz", ".parquet"):
-        raise ValueError(f"{file}: embeddings must be .npz or .parquet")
-    vectors, labels, paths = _read_npz(file) if kind == ".npz" else _read_parquet(file)
+    if holds_parts(file):
+        vectors, labels, paths = _from_rows(file, read_parts(file))
+    elif kind not in (".npz", ".parquet"):
+        raise ValueError(f"{file}: embeddings must be .npz or .parquet, or a folder of parts")
+    else:
+        vectors, labels, paths = _read_npz(file) if kind == ".npz" else _read_parquet(file)
     if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.number) or 0 in vectors.shape:
         raise ValueError(
             f"{file}: embeddings must be numbers of shape (N, D), not {vectors.dtype} {vectors.shape}"
@@ -82,6 +88,10 @@ def _read_parquet(file: Path) -> tuple[NDArray[Any], list[str], list[str]]:
         raise ValueError(
             f"{file}: not a readable parquet file: {str(error).partition(chr(10))[0]}"
         ) from error
+    return _from_rows(file, rows)
+
+
+def _from_rows(file: Path, rows: pa.Table) -> tuple[NDArray[Any], list[str], list[str]]:
     missing = next((name for name in ("embedding", "label") if name not in rows.column_names), None)
     if missing is not None:
         raise ValueError(f"{file}: no column '{missing}'; the columns are: {', '.join(rows.column_names)}")

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from prism_dml.data.remote import RemoteFile, walk_files
 from prism_dml.data.table import FileImages, ImageTable
 
 logger = logging.getLogger("prism_dml")
@@ -44,6 +45,26 @@ def read_folder(root: Path) -> ImageTable:
     return ImageTable.from_names(
         FileImages(root, names), names, labels, splits=split_names if splits else None
     )
+
+
+def read_remote_folder(root: RemoteFile) -> ImageTable:
+    """The same of a folder in a store, which is listed once; each image is a request of its own.
+
+    Raises:
+        ValueError: the folder has no class folders, or these have no images.
+        StoreError: the store cannot be reached, or refuses.
+    """
+    places = [name.split("/") for name in walk_files(root) if _is_image(name.rpartition("/")[2])]
+    places = [parts for parts in places if len(parts) > 1 and "__MACOSX" not in parts]
+    if not places:
+        raise ValueError(
+            f"{root}: neither parquet files nor images found; expected folders CLASS or train/CLASS, with images"
+        )
+    has_splits = all(parts[0] in SPLIT_NAMES and len(parts) > 2 for parts in places)
+    names = ["/".join(parts) for parts in places]
+    labels = [parts[has_splits] for parts in places]
+    splits = [parts[0] for parts in places] if has_splits else None
+    return ImageTable.from_names(FileImages(root, names), names, labels, splits=splits)
 
 
 def _split_folders(root: Path) -> list[Path]:

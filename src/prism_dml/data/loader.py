@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
@@ -157,8 +157,11 @@ class StreamingBatches:
 
     def evaluate(self, batch_size: int = 256, share: Share = WHOLE) -> Iterator[Batch]:
         """Every readable image once, in the order of the table, not augmented; whole batches are shared out."""
-        own = _slices(len(self.table), batch_size)[share.rank :: share.of]
-        return self._batches(list(enumerate(own)), None, WHOLE)
+        return self.in_order(_slices(len(self.table), batch_size)[share.rank :: share.of])
+
+    def in_order(self, batches: Sequence[IntArray]) -> Iterator[Batch]:
+        """The readable images of batches that are given by their sample numbers, not augmented; none is empty."""
+        return self._batches(list(enumerate(batches)), None, WHOLE)
 
     def _batches(self, order: Iterable[Step], seed: int | None, share: Share) -> Iterator[Batch]:
         train = self.augment if seed is not None else replace(self.augment, kind="none")

@@ -4,95 +4,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from prism_dml.data.table import ImageTable, IntArray, is_missing, listed
+from prism_dml.data.names import Names
+from prism_dml.data.remote import RemoteFile, read_parts
+from prism_dml.data.row_groups import ParquetImages, Shard, open_parquet, reading
+from prism_dml.data.table import ImageTable, Numbered, is_missing, listed, renumber
 
-HELD_BYTES = 512 * 2**20
-"""Row groups up to this size in all stay in memory once read; the others are read again when asked for."""
+READERS = 16
+"""Files of a store whose labels are read at once: each waits for several answers."""
 _HUB_SHARD = re.compile(r"(?P<split>\w+)-\d{5}-of-\d{5}(-\w+)?")
-
-
-class ParquetImages:
-    """Image bytes in the row groups of parquet files, read when asked for; the last ones stay in memory.
-
-    A row group is read as a whole: images asked for in random order from more than 512 MiB are quick only
-    if row groups are small (the Hub's have 100 images).
-    """
-
-    _held: OrderedDict[int, pa.ChunkedArray]
-    _opened: tuple[int, pq.ParquetFile] | None
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        self.files = list(files)
-        self.groups: list[tuple[int, int]] = []  # the number of a file, and of a row group in it
-        lengths: list[int] = []
-        for number, file in enumerate(self.files):
-            metadata = _open(file).metadata
-            self.groups += [(number, group) for group in range(metadata.num_row_groups)]
-            lengths += [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        self.starts: IntArray = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        self._forget()
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What a worker process needs: where the bytes are, not the bytes."""
-        return {"files": self.files, "groups": self.groups, "starts": self.starts}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._forget()
-
-    def read(self, i: int) -> bytes:
-        """The encoded bytes of image i, or of the file that its row names; OSError or ValueError without."""
-        group = int(np.searchsorted(self.starts, i, side="right")) - 1
-        image = self._row_group(group)[i - int(self.starts[group])].as_py() or {}
-        data: bytes | None = image.get("bytes")
-        if data is not None:
-            return data
-        if image.get("path") is None:
-            raise ValueError("the row has no image")
-        folder = self.files[self.groups[group][0]].parent
-        return folder.joinpath(image["path"]).read_bytes()
-
-    def _row_group(self, group: int) -> pa.ChunkedArray:
-        with self._lock:  # threads that want neighbours wait for one reading of their row group
-            if group not in self._held:
-                number, place = self.groups[group]
-                with _reading(self.files[number]):
-                    rows = self._open_file(number).read_row_group(place, columns=["image"], use_threads=False)
-                expected = int(self.starts[group + 1] - self.starts[group])
-                if rows.num_rows != expected:
-                    raise ValueError(f"{self.files[number]}: a group of {expected} rows has {rows.num_rows}")
-                self._held[group] = rows.column("image")
-                self._held_bytes += rows.nbytes
-            self._held.move_to_end(group)
-            while self._held_bytes > HELD_BYTES and len(self._held) > 1:
-                self._held_bytes -= self._held.popitem(last=False)[1].nbytes
-            return self._held[group]
-
-    def _open_file(self, number: int) -> pq.ParquetFile:
-        if self._opened is None or self._opened[0] != number:
-            self._opened = (number, _open(self.files[number]))
-        return self._opened[1]
-
-    def _forget(self) -> None:
-        self._lock = Lock()
-        self._held = OrderedDict()
-        self._held_bytes = 0
-        self._opened = None
 
 
 def parquet_shards(folder: Path) -> list[Path]:
@@ -103,7 +33,24 @@ def parquet_shards(folder: Path) -> list[Path]:
     return shards
 
 
-def read_parquet(files: Sequence[Path]) -> ImageTable:
+@dataclass(frozen=True)
+class _Content:
+    """What is read of a file at once: all but its images' bytes."""
+
+    layout: dict[str, str]
+    """The kind of each column of labels."""
+    rows: int
+    paths: pa.ChunkedArray | None
+    """(N,) text; None where the images have no paths."""
+    columns: dict[str, Numbered]
+    """label, clean_label and split."""
+    lengths: list[int]
+    """Rows of each row group."""
+    ranges: list[tuple[int, int]]
+    """Offsets between which each row group's images lie."""
+
+
+def read_parquet(files: Sequence[Shard]) -> ImageTable:
     """Parquet files with columns `image`, struct of bytes and path, and `label`, in order, as one table.
 
     `label` and `clean_label` are strings, or integers with or without the Hub's ClassLabel names. A missing
@@ -111,29 +58,42 @@ def read_parquet(files: Sequence[Path]) -> ImageTable:
     Shards named like train-00000-of-00002 give the splits where there is no column `split`. `paths` are
     those in `image` if all differ, else file.parquet#row.
 
+    Only footers, labels and paths are read, as columns: a row takes 8 bytes for each kind of label, 4 for each letter
+    of the longest split's name, and its path's length and 8.
+
     Raises:
         ValueError: a corrupt file, no rows, missing columns or labels, wrong types, shards that differ.
+        StoreError: a store that cannot be reached, or refuses.
     """
-    layouts = [_layout(file) for file in files]
-    for file, layout in zip(files, layouts, strict=True):
-        if layout != layouts[0]:
-            raise ValueError(f"{file}: {_describe(layout)}, but {files[0].name} has {_describe(layouts[0])}")
-    images = ParquetImages(files)
-    if len(images) == 0:
+    with ThreadPoolExecutor(READERS if isinstance(files[0], RemoteFile) else 1) as pool:
+        contents = list(pool.map(_read_shard, files))
+    layout = contents[0].layout
+    for file, content in zip(files, contents, strict=True):
+        if content.layout != layout:
+            raise ValueError(
+                f"{file}: {_describe(content.layout)}, but {files[0].name} has {_describe(layout)}"
+            )
+    lengths = [length for content in contents for length in content.lengths]
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    if starts[-1] == 0:
         raise ValueError(f"{files[0]}: no rows")
-    shards = [_read_shard(file, layouts[0]) for file in files]
-    return ImageTable.from_names(
+    groups = [
+        (number, group) for number, content in enumerate(contents) for group in range(len(content.lengths))
+    ]
+    ranges = [pair for content in contents for pair in content.ranges]
+    images = ParquetImages(files, np.array(groups, np.int64), starts, np.array(ranges, np.int64))
+    columns = {name: _joined([content.columns[name] for content in contents]) for name in contents[0].columns}
+    return ImageTable.from_numbers(
         images,
-        _identifiers(files, shards),
-        [name for shard in shards for name in shard["label"]],
-        [name for shard in shards for name in shard["clean_label"]] if "clean_label" in layouts[0] else None,
-        _splits(files, shards),
+        _identifiers(files, contents),
+        columns["label"],
+        columns.get("clean_label"),
+        _splits(files, contents, columns.get("split")),
     )
 
 
-def _layout(file: Path) -> dict[str, str]:
+def _layout(file: Shard, schema: pa.Schema) -> dict[str, str]:
     """The kind of each column that is read; ValueError for a missing or unusable one."""
-    schema = _open(file).schema_arrow
     for name in ("image", "label"):
         if schema.names.count(name) != 1:
             raise ValueError(f"{file}: no column '{name}'; the columns are: {listed(schema.names)}")
@@ -182,42 +142,79 @@ def _describe(layout: dict[str, str]) -> str:
     return ", ".join(f"{name} ({kind})" for name, kind in layout.items())
 
 
-def _read_shard(file: Path, layout: dict[str, str]) -> dict[str, list[Any]]:
-    """The columns of a file but for the images' bytes; class names as text; ValueError for missing ones."""
-    with _reading(file):
-        opened = _open(file)
-        rows = opened.read(columns=["image.path", *layout])
-        shard = {name: rows.column(name).to_pylist() for name in layout}
-        paths = _image_paths(rows)
-    announced = sum(opened.metadata.row_group(g).num_rows for g in range(opened.metadata.num_row_groups))
-    if rows.num_rows != announced:
-        raise ValueError(f"{file}: {announced} rows are announced, {rows.num_rows} are there")
-    for name in ("label", "clean_label"):
-        if name in shard:
-            names = _hub_class_names(file, rows.schema, name) if layout[name] == "integer" else None
-            shard[name] = _class_names(shard[name], names)
+def _read_shard(file: Shard) -> _Content:
+    """The columns of a file but for the images' bytes; ValueError for missing labels."""
+    with open_parquet(file) as opened:
+        metadata, schema = opened.metadata, opened.schema_arrow
+        layout = _layout(file, schema)
+        wanted = ["image.path", *layout]
+        if isinstance(file, Path):
+            rows = _read_columns(file, opened, wanted)
+    if isinstance(file, RemoteFile):
+        with open_parquet(file, metadata, read_parts(file, _column_ranges(metadata, wanted))) as opened:
+            rows = _read_columns(file, opened, wanted)
+    lengths = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    if rows.num_rows != sum(lengths):
+        raise ValueError(f"{file}: {sum(lengths)} rows are announced, {rows.num_rows} are there")
+    columns: dict[str, Numbered] = {}
+    for name in ("label", "clean_label", "split"):
+        if name in layout:
+            names = _hub_class_names(file, schema, name) if layout[name] == "integer" else None
+            columns[name] = _class_names(rows.column(name), names, are_classes=name != "split")
     for name in ("label", "split"):
-        if name in shard and None in shard[name]:
-            raise ValueError(f"{file}, row {shard[name].index(None)}: no {name}")
-    if "clean_label" in shard:
-        noisy = shard.get("is_noisy", [False] * rows.num_rows)
-        for row, (name, flag) in enumerate(zip(shard["clean_label"], noisy, strict=True)):
-            if name is None and not flag:
-                raise ValueError(
-                    f"{file}, row {row}: no clean_label; where the true class is none of the classes, "
-                    "a column is_noisy must be true"
-                )
-    return shard | {"path": paths}
+        if name in columns and (missing := columns[name][0] < 0).any():
+            raise ValueError(f"{file}, row {missing.argmax()}: no {name}")
+    if "clean_label" in columns:
+        unknown = columns["clean_label"][0] < 0
+        if "is_noisy" in layout:
+            unknown &= ~pc.fill_null(rows.column("is_noisy"), False).to_numpy()
+        if unknown.any():
+            raise ValueError(
+                f"{file}, row {unknown.argmax()}: no clean_label; where the true class is none of the classes, "
+                "a column is_noisy must be true"
+            )
+    paths = pc.struct_field(rows.column("image"), "path") if "image" in rows.column_names else None
+    ranges = [_range_of(metadata, group, ["image"]) for group in range(metadata.num_row_groups)]
+    return _Content(layout, rows.num_rows, paths, columns, lengths, ranges)
 
 
-def _class_names(labels: list[Any], names: list[str] | None) -> list[str | None]:
-    """Labels as text, None for missing ones; integers by the Hub's class names, if there are any."""
+def _read_columns(file: Shard, opened: pq.ParquetFile, columns: list[str]) -> pa.Table:
+    with reading(file):
+        return opened.read(columns=columns)
+
+
+def _class_names(column: pa.ChunkedArray, names: list[str] | None, are_classes: bool) -> Numbered:
+    """(N,) number of each label in the distinct names, -1 for a missing one; integers by the Hub's class names."""
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    joined = column.unify_dictionaries().combine_chunks()
+    if isinstance(joined, pa.ChunkedArray):  # of no rows, in older releases
+        return np.empty(0, np.int64), []
+    numbers = pc.fill_null(joined.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+    values = joined.dictionary.to_pylist()
     if names is not None:
-        return [names[label] if label is not None and 0 <= label < len(names) else None for label in labels]
-    return [None if label is None or is_missing(str(label)) else str(label) for label in labels]
+        found = [names[label] if label is not None and 0 <= label < len(names) else None for label in values]
+    else:
+        found = [
+            None if label is None or (are_classes and is_missing(str(label))) else str(label)
+            for label in values
+        ]
+    distinct = list(dict.fromkeys(name for name in found if name is not None))
+    place = {name: k for k, name in enumerate(distinct)}
+    return renumber(numbers, [-1 if name is None else place[name] for name in found]), distinct
 
 
-def _hub_class_names(file: Path, schema: pa.Schema, column: str) -> list[str] | None:
+def _joined(columns: Sequence[Numbered]) -> Numbered:
+    """The columns of several files as one."""
+    place: dict[str, int] = {}
+    numbers = [
+        renumber(numbers, [place.setdefault(name, len(place)) for name in names])
+        for numbers, names in columns
+    ]
+    return np.concatenate(numbers), list(place)
+
+
+def _hub_class_names(file: Shard, schema: pa.Schema, column: str) -> list[str] | None:
     """The names of a ClassLabel column in the metadata that the Hub's `datasets` library writes."""
     try:
         info = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {})
@@ -230,42 +227,56 @@ def _hub_class_names(file: Path, schema: pa.Schema, column: str) -> list[str] | 
     return names
 
 
-def _image_paths(rows: pa.Table) -> list[str | None]:
-    if "image" not in rows.column_names:  # the struct has no path
-        return [None] * rows.num_rows
-    paths: list[str | None] = pc.struct_field(rows.column("image"), "path").to_pylist()
-    return paths
-
-
-def _identifiers(files: Sequence[Path], shards: Sequence[dict[str, list[Any]]]) -> list[str]:
-    paths = [path for shard in shards for path in shard["path"]]
-    if None not in paths and len(set(paths)) == len(paths):
-        return paths
-    return [
-        f"{file.name}#{row}"
-        for file, shard in zip(files, shards, strict=True)
-        for row in range(len(shard["path"]))
+def _identifiers(files: Sequence[Shard], contents: Sequence[_Content]) -> Names:
+    chunks = [
+        None if content.paths is None else content.paths.cast(pa.large_string()) for content in contents
     ]
+    parts = [part for chunk in chunks if chunk is not None for part in chunk.chunks]
+    if None not in chunks and not any(part.null_count for part in parts):
+        paths = pa.chunked_array(parts, pa.large_string())
+        if pc.count_distinct(paths).as_py() == len(paths):
+            return Names(paths)
+    numbered = [
+        pc.binary_join_element_wise(file.name, pa.array(np.arange(content.rows)).cast(pa.string()), "#")
+        for file, content in zip(files, contents, strict=True)
+    ]
+    return Names(pa.chunked_array(numbered))
 
 
-def _splits(files: Sequence[Path], shards: Sequence[dict[str, list[Any]]]) -> list[str] | None:
-    if "split" in shards[0]:
-        return [name for shard in shards for name in shard["split"]]
+def _splits(
+    files: Sequence[Shard], contents: Sequence[_Content], column: Numbered | None
+) -> NDArray[np.str_] | None:
+    if column is not None:
+        numbers, names = column
+        return np.array(names, np.str_)[numbers]
     names = [match["split"] for file in files if (match := _HUB_SHARD.fullmatch(file.stem))]
     if len(names) < len(files):
         return None
-    return [name for name, shard in zip(names, shards, strict=True) for _ in shard["path"]]
+    return np.repeat(np.array(names, np.str_), [content.rows for content in contents])
 
 
-def _open(file: Path) -> pq.ParquetFile:
-    with _reading(file):
-        return pq.ParquetFile(file)
+def _column_ranges(metadata: pq.FileMetaData, columns: Sequence[str]) -> list[tuple[int, int]]:
+    """Where a file has columns, each in each row group."""
+    return [
+        _range_of(metadata, group, [name])
+        for group in range(metadata.num_row_groups)
+        for name in columns
+        if any(_is_of(metadata.schema.column(c).path, name) for c in range(metadata.num_columns))
+    ]
 
 
-@contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{file}: not a readable parquet file: {reason}") from error
+def _range_of(metadata: pq.FileMetaData, group: int, columns: Sequence[str]) -> tuple[int, int]:
+    """Offsets between which a row group has its chunks of columns, which may be structs."""
+    starts, stops = [], []
+    row_group = metadata.row_group(group)
+    for number in range(row_group.num_columns):
+        chunk = row_group.column(number)
+        if any(_is_of(chunk.path_in_schema, name) for name in columns):
+            start = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+            starts.append(min(start, chunk.data_page_offset))
+            stops.append(starts[-1] + chunk.total_compressed_size)
+    return min(starts), max(stops)
+
+
+def _is_of(path: str, column: str) -> bool:
+    return path == column or path.startswith(f"{column}.")

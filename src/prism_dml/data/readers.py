@@ -8,10 +8,11 @@ from pathlib import Path
 from prism_dml.data.cars import is_cars, read_cars
 from prism_dml.data.csv_list import read_csv
 from prism_dml.data.cub import is_cub, read_cub
-from prism_dml.data.folder import read_folder
+from prism_dml.data.folder import read_folder, read_remote_folder
 from prism_dml.data.food import is_food, is_food_list, read_food, read_food_list
 from prism_dml.data.parquet import parquet_shards, read_parquet
 from prism_dml.data.products import is_products, read_products
+from prism_dml.data.remote import RemoteFile, find_files, place
 from prism_dml.data.table import ImageTable
 
 PUBLISHED: list[tuple[Callable[[Path], bool], Callable[[Path], ImageTable]]] = [
@@ -28,17 +29,22 @@ def read_table(path: str | Path, split: str | None = None) -> ImageTable:
 
     Args:
         path: a folder of class folders (perhaps under train/ and test/), a `.csv`, `.tsv` or `.txt` list
-            (see `read_csv`), a `.parquet` file or folder of shards (see `read_parquet`), or the unpacked folder of
-            CUB-200-2011, Cars-196, Stanford Online Products, Food-101 or Food-101N (or a list in its meta/).
+            (see `read_csv`), a `.parquet` file, folder or pattern (`*`) of shards (see `read_parquet`), or the unpacked
+            folder of CUB-200-2011, Cars-196, Stanford Online Products, Food-101 or Food-101N (or a list in its
+            meta/). Or text with a URL of any store that fsspec knows (s3://, gs://, https://, memory://, file://)
+            for any of them but the unpacked folders.
         split: only this split, with its own classes; all samples if the data names no splits.
 
     Returns:
         The table; only labels and names are read, images when they are asked for.
 
     Raises:
-        ValueError: nothing there, not one of these layouts, wrong content, or no such split.
+        ValueError: nothing there, not one of these layouts, wrong content, no such split, or a URL whose protocol is
+            unknown or needs a package that is not installed.
+        StoreError: an OSError: the store behind the URL cannot be reached, or refuses.
     """
-    table = _read(Path(path).expanduser())
+    source = place(path) if isinstance(path, str) else path.expanduser()
+    table = _read(source) if isinstance(source, Path) else _read_url(source.url)
     return table if split is None else table.split(split)
 
 
@@ -50,6 +56,8 @@ def _read(path: Path) -> ImageTable:
         shards = parquet_shards(path)
         return read_parquet(shards) if shards else read_folder(path)
     if not path.is_file():
+        if "*" in path.name and (shards := sorted(path.parent.glob(path.name))):
+            return read_parquet(shards)
         raise ValueError(f"{path}: no such file or folder")
     kind = path.suffix.lower()
     if kind in (".csv", ".tsv", ".txt"):
@@ -57,3 +65,18 @@ def _read(path: Path) -> ImageTable:
     if kind == ".parquet":
         return read_parquet([path])
     raise ValueError(f"{path}: the data must be a folder of class folders, .csv, .tsv, .txt or .parquet")
+
+
+def _read_url(url: str) -> ImageTable:
+    try:
+        files = find_files(url, ".parquet")
+        if not files:
+            return read_remote_folder(RemoteFile(url))
+        kinds = {file.suffix.lower() for file in files}
+        if kinds == {".parquet"}:
+            return read_parquet(files)
+        if len(files) == 1 and kinds <= {".csv", ".tsv", ".txt"}:
+            return read_csv(files[0])
+    except FileNotFoundError as error:
+        raise ValueError(f"{url}: no such file or folder") from error
+    raise ValueError(f"{url}: the data must be a folder, .csv, .tsv, .txt or .parquet")

@@ -51,6 +51,10 @@ class PKSampler:
         classes_per_batch: P >= 2.
         samples_per_class: K >= 1.
         seed: non-negative integer.
+        blocks: (N,) number of the block of storage of each sample, such as a row group of parquet. Then an epoch goes
+            through the blocks in random order, all classes at the same time: a class's samples are shuffled within a
+            block, and its blocks are shuffled. Batches hold the same classes as without; but they find most of their
+            images in few blocks, which a memory of a part of the data can hold. See `ParquetImages` for the numbers.
 
     Raises:
         ValueError: fewer than two classes, labels that are not one row of integers, P < 2, K < 1 or a
@@ -58,7 +62,12 @@ class PKSampler:
     """
 
     def __init__(
-        self, labels: ArrayLike, classes_per_batch: int, samples_per_class: int, seed: int = 0
+        self,
+        labels: ArrayLike,
+        classes_per_batch: int,
+        samples_per_class: int,
+        seed: int = 0,
+        blocks: ArrayLike | None = None,
     ) -> None:
         labels = np.asarray(labels)
         if labels.ndim != 1 or (labels.size and not np.issubdtype(labels.dtype, np.integer)):
@@ -77,6 +86,7 @@ class PKSampler:
         self.classes_per_batch = classes_per_batch
         self.samples_per_class = samples_per_class
         self.seed = seed
+        self._blocks = None if blocks is None else np.unique(blocks, return_inverse=True)[1]  # (N,)
         self._labels = labels  # (N,) in 0 ... C - 1, each of them present
         self._sizes = np.bincount(labels)  # (C,) samples
         self._chunks = -(-self._sizes // samples_per_class)  # (C,)
@@ -96,26 +106,36 @@ class PKSampler:
         order = rng.permutation(len(chunks))
         order = order[np.argsort(-chunks[order], kind="stable")]  # (C,)
         chunk_class = np.repeat(order, chunks[order])  # (M,)
-        columns = _deal(
-            chunk_class, self.classes_per_batch, self.num_batches, rng
-        )  # (M,) batch of each chunk
+        if self._blocks is None:
+            columns = _deal(chunk_class, self.classes_per_batch, self.num_batches, rng)  # (M,) batch of each
+            samples = self._samples(chunk_class, _count_up(chunk_class), rng.permutation(len(self._labels)))
+        else:
+            place = rng.permutation(len(self._labels))[self._blocks]  # (N,) when its block is due
+            shuffled = rng.permutation(len(self._labels))
+            shuffled = shuffled[np.argsort(place[shuffled], kind="stable")]
+            # Which of a class's chunks comes first is random, so that each row of the grid has early and late ones.
+            runs = np.cumsum(np.append(0, chunk_class[1:] != chunk_class[:-1]))
+            number = np.empty_like(chunk_class)
+            number[np.lexsort((rng.random(len(runs)), runs))] = _count_up(chunk_class)
+            samples = self._samples(chunk_class, number, shuffled)
+            due = place[samples].mean(axis=1)
+            columns = _deal(chunk_class, self.classes_per_batch, self.num_batches, rng, due)
+        samples = samples[np.argsort(columns, kind="stable")].reshape(-1)  # (M * K,)
+        size = self.classes_per_batch * self.samples_per_class
+        return [samples[start : start + size] for start in range(0, len(samples), size)]
 
-        ends = np.cumsum(chunks[order])
-        chunk_number = np.arange(len(chunk_class)) - np.repeat(
-            ends - chunks[order], chunks[order]
-        )  # (M,) in class
-        by_batch = np.argsort(columns, kind="stable")
-        chunk_class, chunk_number = chunk_class[by_batch], chunk_number[by_batch]
-        shuffled = rng.permutation(len(self._labels))
-        shuffled = shuffled[np.argsort(self._labels[shuffled], kind="stable")]  # (N,) by class, random within
+    def _samples(self, chunk_class: Indices, chunk_number: Indices, shuffled: Indices) -> Indices:
+        """(M, K) samples of chunks, given their classes (M,), their numbers in the class (M,) and all samples (N,)."""
+        shuffled = shuffled[
+            np.argsort(self._labels[shuffled], kind="stable")
+        ]  # by class, else in the given order
         starts = np.cumsum(self._sizes) - self._sizes
         k = self.samples_per_class
         # Slots past the end of a class start over at its beginning: that tops up the last chunk.
         slots = chunk_number[:, None] * k + np.arange(k)  # (M, K)
         slots %= self._sizes[chunk_class, None]
-        samples = shuffled[starts[chunk_class, None] + slots].reshape(-1)  # (M * K,)
-        size = self.classes_per_batch * k
-        return [samples[start : start + size] for start in range(0, len(samples), size)]
+        found: Indices = shuffled[starts[chunk_class, None] + slots]
+        return found
 
     def _chunks_to_add(self) -> int:
         """Extra chunks of the classes other than the largest so that each batch has two classes."""
@@ -135,7 +155,38 @@ class PKSampler:
         return share
 
 
-def _deal(chunk_class: Indices, height: int, num_batches: int, rng: np.random.Generator) -> Indices:
+def _count_up(values: Indices) -> Indices:
+    """(M,) how many of the same value come before each, given that equal ones lie side by side."""
+    starts = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
+    return np.arange(len(values)) - np.repeat(starts, np.diff(np.append(starts, len(values))))
+
+
+def _spread(by_time: Indices, length: int, used: Indices) -> Indices:
+    """(length,) columns for a row's first chunks, near the times at which they are due, of those that are least used.
+
+    Args:
+        by_time: (L,) the row's chunks in the order in which they are due.
+        length: how many chunks come first in the row and need such a column.
+        used: (L,) of each column, in order.
+    """
+    candidates = np.flatnonzero(used == 0)
+    if len(candidates) < length:
+        return np.sort(np.argsort(used, kind="stable")[:length])
+    wanted = np.flatnonzero(by_time < length)  # (length,) ascending
+    at = np.searchsorted(candidates, wanted)
+    step = np.arange(length)
+    at = np.maximum.accumulate(at - step) + step  # each its own
+    found: Indices = candidates[np.minimum(at, len(candidates) - length + step)]
+    return found
+
+
+def _deal(
+    chunk_class: Indices,
+    height: int,
+    num_batches: int,
+    rng: np.random.Generator,
+    due: NDArray[np.float64] | None = None,
+) -> Indices:
     """(M,) batch of each chunk, given the chunks' classes (M,), equal ones side by side.
 
     The batches are the columns of a grid of `height` rows that is filled row by row, in random order within a
@@ -143,6 +194,8 @@ def _deal(chunk_class: Indices, height: int, num_batches: int, rng: np.random.Ge
     has a class twice that has fewer chunks than there are full batches. The last column, which is the last
     batch, has cells only in as many rows as chunks are left for it, evenly spaced down the grid: two cells
     there are two classes.
+
+    With times (M,) at which chunks are due, a row is filled in their order instead of a random one.
     """
     total, full = len(chunk_class), num_batches - 1
     left = total - full * height  # chunks of the last batch, 1 ... height
@@ -158,13 +211,20 @@ def _deal(chunk_class: Indices, height: int, num_batches: int, rng: np.random.Ge
         free = rng.permutation(full)
         if has_last[row]:
             free = np.append(free, full)
-        first = chunk_class[start]
+        first, length = chunk_class[start], 0
         if start and chunk_class[start - 1] == first:
             length = int(np.count_nonzero(chunk_class[start:end] == first))
-            head = free[np.argsort(used[free], kind="stable")[:length]]
+            if due is None:
+                head = free[np.argsort(used[free], kind="stable")[:length]]
+            else:
+                head = _spread(np.argsort(due[start:end], kind="stable"), length, used[np.sort(free)])
             rest = np.ones(num_batches, bool)
             rest[head] = False
             free = np.concatenate([head, free[rest[free]]])
+        if due is not None:
+            for part in (slice(0, length), slice(length, None)):
+                by_time = np.argsort(due[start:end][part], kind="stable")
+                free[part][by_time] = np.sort(free[part])
         columns[start:end] = free
         # What the next row has to know: where the class that ends this row has been put.
         last = chunk_class[end - 1]

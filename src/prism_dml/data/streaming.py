@@ -16,8 +16,9 @@ from torchvision.transforms import v2
 
 from prism_dml.data.cache import NAMED_UNREADABLE
 from prism_dml.data.decode import read_image, square
+from prism_dml.data.remote import StoreError
 from prism_dml.data.sampling import WHOLE, PKSampler, Share
-from prism_dml.data.table import ImageTable, IntArray
+from prism_dml.data.table import ImageTable, IntArray, fetch_images
 
 logger = logging.getLogger("prism_dml")
 
@@ -91,6 +92,7 @@ def stream(
 
     Raises:
         ValueError: the share of unreadable images passed `max_unreadable`.
+        StoreError: the store of the images failed.
     """
     decoder = _Decoder(table, size, resize_size, seed, crop, share)
     seen = _Seen(len(table), max_unreadable)
@@ -104,15 +106,18 @@ def stream(
         # Otherwise it draws seeds for its workers, which nobody uses, from the global generator.
         generator=torch.Generator(),
     )
-    for batch, failures in loader:
+    for item in loader:
+        if isinstance(item, StoreError):
+            raise item
+        batch, failures = item
         seen.add(batch.samples, failures)
         if len(batch.samples) or share.of > 1:
             yield batch
     seen.close()
 
 
-class _Decoder(Dataset[tuple[Decoded, dict[int, str]]]):
-    """What a worker does: a step to its images and the errors of unreadable samples."""
+class _Decoder(Dataset[tuple[Decoded, dict[int, str]] | StoreError]):
+    """What a worker does: a step to its images and the errors of unreadable samples; or why the store failed."""
 
     def __init__(
         self, table: ImageTable, size: int, resize_size: int, seed: int | None, crop: bool, share: Share
@@ -126,11 +131,18 @@ class _Decoder(Dataset[tuple[Decoded, dict[int, str]]]):
         flip = v2.RandomHorizontalFlip()
         self.crop = v2.Compose([v2.RandomResizedCrop(size, scale=(0.2, 1.0)), flip]) if crop else None
 
-    def __getitem__(self, item: Step) -> tuple[Decoded, dict[int, str]]:
-        step, indices = item
+    def __getitem__(self, item: Step) -> tuple[Decoded, dict[int, str]] | StoreError:
+        try:
+            return self._decode(*item)
+        except StoreError as error:  # returned: torch would add the worker's traceback to its message
+            return error
+
+    def _decode(self, step: int, indices: IntArray) -> tuple[Decoded, dict[int, str]]:
         failures: dict[int, str] = {}
         images, index, places = [], [], []
-        for place in self.share.places(len(indices)):
+        own = self.share.places(len(indices))
+        fetch_images(self.table.images, indices[own.start : own.stop])
+        for place in own:
             rng = np.random.default_rng((self.seed or 0, step, place))
             for i in self._candidates(int(indices[place]), rng):
                 try:

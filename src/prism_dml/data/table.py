@@ -6,13 +6,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from prism_dml.data.names import take_names
+from prism_dml.data.remote import RemoteFile, is_url
+
 IntArray = NDArray[np.int64]
+Numbered = tuple[IntArray, list[str]]
+"""(N,) numbers into distinct names, -1 for none of them; and the names."""
 
 
 class ImageSource(Protocol):
@@ -22,6 +27,14 @@ class ImageSource(Protocol):
 
     def read(self, i: int) -> bytes:
         """The encoded bytes of image i; OSError or ValueError where they cannot be had."""
+
+
+@runtime_checkable
+class FetchedTogether(Protocol):
+    """A source that is quicker if it knows in advance which images a batch needs."""
+
+    def fetch(self, indices: IntArray) -> None:
+        """Make ready what `read` will be asked for."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +53,18 @@ class BytesImages:
 
 @dataclass(frozen=True)
 class FileImages:
-    """Images in files: `names` are relative to the folder `root`, or absolute."""
+    """Images in files: `names` are relative to the folder `root`, or absolute, or URLs."""
 
-    root: Path
+    root: Path | RemoteFile
     names: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def file(self, i: int) -> Path:
+    def file(self, i: int) -> Path | RemoteFile:
         """The file of image i."""
-        return self.root / self.names[i]
+        name = self.names[i]
+        return RemoteFile(name) if is_url(name) else self.root / name
 
     def read(self, i: int) -> bytes:
         """The encoded bytes of image i; OSError if its file cannot be read."""
@@ -78,7 +92,7 @@ class ImageTable:
 
     images: ImageSource
     """Where the encoded bytes of the N images are read from."""
-    paths: list[str]
+    paths: Sequence[str]
     """A stable identifier for each sample: its relative path, or file.parquet#row."""
     labels: IntArray
     """(N,) given labels, numbers into `classes`."""
@@ -98,23 +112,41 @@ class ImageTable:
     def from_names(
         cls,
         images: ImageSource,
-        paths: list[str],
+        paths: Sequence[str],
         labels: Sequence[str],
         clean_labels: Sequence[str | None] | None = None,
         splits: Sequence[str] | None = None,
     ) -> ImageTable:
         """A table from class names; a clean label of None means a true class outside the set."""
-        given, given_names = _number(labels)
-        truth, truth_names = _number(clean_labels) if clean_labels is not None else (None, [])
+        return cls.from_numbers(
+            images,
+            paths,
+            _number(labels),
+            None if clean_labels is None else _number(clean_labels),
+            None if splits is None else np.asarray(splits, dtype=np.str_),
+        )
+
+    @classmethod
+    def from_numbers(
+        cls,
+        images: ImageSource,
+        paths: Sequence[str],
+        labels: Numbered,
+        clean_labels: Numbered | None = None,
+        splits: NDArray[np.str_] | None = None,
+    ) -> ImageTable:
+        """A table from labels that are numbers into names, in any order; see `from_names`."""
+        given, given_names = labels
+        truth, truth_names = (None, []) if clean_labels is None else clean_labels
         classes = sort_classes({*given_names, *truth_names})
         place = {name: k for k, name in enumerate(classes)}
         return cls(
             images,
             paths,
-            _renumber(given, [place[name] for name in given_names]),
+            renumber(given, [place[name] for name in given_names]),
             classes,
-            None if truth is None else _renumber(truth, [place[name] for name in truth_names]),
-            None if splits is None else np.asarray(splits, dtype=np.str_),
+            None if truth is None else renumber(truth, [place[name] for name in truth_names]),
+            splits,
         )
 
     def __len__(self) -> int:
@@ -149,7 +181,7 @@ class ImageTable:
         return replace(
             self,
             images=_select_images(self.images, chosen),
-            paths=[self.paths[i] for i in chosen],
+            paths=take_names(self.paths, chosen),
             labels=self.labels[chosen],
             clean_labels=None if self.clean_labels is None else self.clean_labels[chosen],
             splits=None if self.splits is None else self.splits[chosen],
@@ -164,7 +196,7 @@ class ImageTable:
             self,
             labels=labels.astype(np.int64),
             classes=[self.classes[k] for k in present],
-            clean_labels=None if self.clean_labels is None else _renumber(self.clean_labels, place),
+            clean_labels=None if self.clean_labels is None else renumber(self.clean_labels, place),
         )
 
     def split(self, name: str) -> ImageTable:
@@ -194,11 +226,20 @@ def is_missing(name: str) -> bool:
     return name.strip().lower() in ("", "nan")
 
 
+def fetch_images(images: ImageSource, indices: IntArray) -> None:
+    """Tell a source which images (N,) will be read next, if it can read them together; see `ParquetImages.fetch`."""
+    if isinstance(images, SelectedImages):
+        fetch_images(images.source, images.indices[indices])
+    elif isinstance(images, FetchedTogether):
+        images.fetch(indices)
+
+
 def image_file(images: ImageSource, i: int) -> Path | None:
-    """The file that image i lies in, or None where the image is no file of its own."""
+    """The file on disk that image i lies in, or None where the image is no file of its own."""
     if isinstance(images, SelectedImages):
         return image_file(images.source, int(images.indices[i]))
-    return images.file(i) if isinstance(images, FileImages) else None
+    file = images.file(i) if isinstance(images, FileImages) else None
+    return file if isinstance(file, Path) else None
 
 
 def _select_images(images: ImageSource, chosen: IntArray) -> SelectedImages:
@@ -213,8 +254,8 @@ def _number(names: Sequence[str | None]) -> tuple[IntArray, list[str]]:
     return numbers.astype(np.int64), [str(name) for name in distinct]
 
 
-def _renumber(numbers: IntArray, place: ArrayLike) -> IntArray:
-    """`place[numbers]`, where -1 stays -1."""
+def renumber(numbers: IntArray, place: ArrayLike) -> IntArray:
+    """(N,) `place[numbers]`, where -1 stays -1."""
     return np.append(np.asarray(place, dtype=np.int64), -1)[numbers]
 
 

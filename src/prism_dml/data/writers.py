@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prism_dml.data.csv_list import companion_list
-from prism_dml.data.parquet import ParquetImages
+from prism_dml.data.remote import RemoteFile, place
+from prism_dml.data.row_groups import ParquetImages
 from prism_dml.data.table import ImageSource, ImageTable, SelectedImages, image_file
 from prism_dml.files import replacing
 
@@ -48,7 +49,7 @@ def write_table(
     target = Path(out).expanduser()
     if target.suffix.lower() not in (".csv", ".parquet") or target.is_dir():
         raise ValueError(f"{target}: the output must be a .csv or a .parquet file")
-    _refuse_input(target, table, None if source is None else Path(source).expanduser())
+    _refuse_input(target, table, None if source is None else place(str(source)))
     if target.suffix.lower() == ".csv":
         _write_csv(table, target)
     else:
@@ -121,9 +122,9 @@ def _read(table: ImageTable, i: int) -> bytes:
         raise ValueError(f"{table.paths[i]!r} cannot be read: {error}") from error
 
 
-def _refuse_input(target: Path, table: ImageTable, source: Path | None) -> None:
+def _refuse_input(target: Path, table: ImageTable, source: Path | RemoteFile | None) -> None:
     inputs = _parquet_files(table.images)
-    if source is not None:
+    if isinstance(source, Path):
         inputs += [source, companion_list(source)] if source.is_file() else []
         if source.is_dir() and target.suffix.lower() == ".parquet" and _lies_in(target, source):
             raise ValueError(f"{target}: it would become a part of the input {source}; write it elsewhere")
@@ -136,7 +137,8 @@ def _refuse_input(target: Path, table: ImageTable, source: Path | None) -> None:
 def _parquet_files(images: ImageSource) -> list[Path | None]:
     if isinstance(images, SelectedImages):
         return _parquet_files(images.source)
-    return list(images.files) if isinstance(images, ParquetImages) else []
+    files = images.files if isinstance(images, ParquetImages) else []
+    return [file for file in files if isinstance(file, Path)]
 
 
 def _lies_in(target: Path, folder: Path) -> bool:

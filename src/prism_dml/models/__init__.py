@@ -3,6 +3,6 @@
 from prism_dml.models.embedder import Embedder
 from prism_dml.models.preprocess import Preprocess
 from prism_dml.models.small import SmallConvNet
-from prism_dml.models.storage import load, save, save_as_file
+from prism_dml.models.storage import load, model_checksum, save, save_as_file
 
-__all__ = ["Embedder", "Preprocess", "SmallConvNet", "load", "save", "save_as_file"]
+__all__ = ["Embedder", "Preprocess", "SmallConvNet", "load", "model_checksum", "save", "save_as_file"]

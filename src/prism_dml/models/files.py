@@ -40,7 +40,7 @@ def write_tensors(
     about = {**notes, "format": f"prism-dml {kind}", "version": str(version)}
     with replacing(path) as temporary:
         try:
-            save_file(plain, temporary, about | {"sha256": _checksum(plain, about)})
+            save_file(plain, temporary, about | {"sha256": tensors_checksum(plain, about)})
         except SafetensorError as error:  # its word for a full disk, among others
             raise OSError(_one_line(error)) from error
 
@@ -62,14 +62,14 @@ def read_tensors(path: Path, kind: str, version: int) -> tuple[dict[str, Tensor]
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"the {kind} {path} is damaged: {_one_line(error)}") from None
-    if about.pop("sha256", None) != _checksum(tensors, about):
+    if about.pop("sha256", None) != tensors_checksum(tensors, about):
         raise ValueError(f"the {kind} {path} is damaged: its checksum is not that of its content")
     if about["format"] != f"prism-dml {kind}":
         raise ValueError(f"{path} is no {kind} but a {about['format']}")
     return tensors, about
 
 
-def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
+def tensors_checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
     """SHA-256 of everything that the file says; the order in which it says it does not matter."""
     digest = hashlib.sha256(json.dumps(sorted(about.items())).encode())
     for name, value in sorted(tensors.items()):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prism_dml.files import replacing
 from prism_dml.models.embedder import Embedder
-from prism_dml.models.files import read_tensors, write_tensors
+from prism_dml.models.files import read_tensors, tensors_checksum, write_tensors
 from prism_dml.models.preprocess import Preprocess
 
 _FORMAT = "prism-dml model"
@@ -36,14 +36,14 @@ def save(model: Embedder, folder: str | Path) -> None:
         for k, v in model.state_dict().items()
     }
     weights = tensor_bytes(state)
-    checksum = hashlib.sha256(weights).hexdigest()
+    digest = hashlib.sha256(weights).hexdigest()
     # Named by content, so that the old card's weights stay until the new card is in place.
-    path = folder / f"model-{checksum[:12]}.safetensors"
+    path = folder / f"model-{digest[:12]}.safetensors"
     card = {
         "format": _FORMAT,
         "format_version": _VERSIONS[-1],
         "weights": path.name,
-        "sha256": checksum,
+        "sha256": digest,
         "config": model.config,
         "preprocessing": model.transform.as_dict(),
     }
@@ -91,6 +91,14 @@ def load(path: str | Path) -> Embedder:
     except SafetensorError as error:
         raise ValueError(f"{folder / _CARD} does not describe its weights: {error}") from None
     return _build(folder / _CARD, card["config"], card["preprocessing"], weights)
+
+
+def model_checksum(model: Embedder) -> str:
+    """SHA-256 of all that embeddings depend on: weights, architecture, preprocessing."""
+    about = {"config": model.config, "preprocessing": model.transform.as_dict()}
+    notes = {name: json.dumps(value, sort_keys=True) for name, value in about.items()}
+    plain = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    return f"sha256:{tensors_checksum(plain, notes)}"
 
 
 def _build(

@@ -151,8 +151,8 @@ def _raise_failure(
     if lost:
         number = -(processes[lost[0]].exitcode or 0)
         raise ChildProcessError(
-            f"process {lost[0]} of {len(processes)} was killed by {signal.Signals(number).name}, and the run with it; "
-            "--resume goes on from the last checkpoint"
+            f"process {lost[0]} of {len(processes)} was killed by {signal.Signals(number).name}, and the others with "
+            "it; what was saved before is whole: `prism train --resume` or the same `prism embed` goes on from there"
         )
     if errors:
         raise errors[0]

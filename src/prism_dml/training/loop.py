@@ -104,7 +104,8 @@ def train(
     ranks.connect(method, fabric.device)
     optimizer = make_optimizer(method, config)
     learner, optimizer = fabric.setup(method, optimizer)
-    sampler = PKSampler(samples.labels, config.classes_per_batch, config.samples_per_class, config.seed)
+    size = (config.classes_per_batch, config.samples_per_class)
+    sampler = PKSampler(samples.labels, *size, config.seed, sources.blocks)
     noisy = samples.is_noisy
     tally = Tally(len(samples), None if noisy is None else torch.from_numpy(noisy)).to(fabric.device)
     guard = Guard(method, config.max_bad_steps)
@@ -210,7 +211,7 @@ def set_learning_rate(optimizer: Optimizer, config: TrainConfig, step: int) -> N
 
 def _fingerprint(table: ImageTable) -> str:
     """What tells one training table from another, relabelled ones included; the pixels are not looked at."""
-    text = json.dumps([table.classes, table.paths, table.labels.tolist()])
+    text = json.dumps([table.classes, list(table.paths), table.labels.tolist()])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

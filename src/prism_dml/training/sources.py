@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prism_dml.data import Augment, ImageBatches, ImageTable, open_images
+from prism_dml.data import Augment, ImageBatches, ImageTable, StreamingBatches, open_images, storage_blocks
+from prism_dml.data.table import IntArray
 from prism_dml.models import Preprocess
 from prism_dml.training.config import TrainConfig
 
@@ -20,6 +21,8 @@ class Sources:
     """What is learned from; labels are compact."""
     validation: ImageBatches | None
     """Images of training classes set aside to choose the best checkpoint, or None."""
+    blocks: IntArray | None = None
+    """(N,) where each image of `train` is stored, if they are more than stays in memory; see `PKSampler`."""
 
 
 def cut_validation(table: ImageTable, share: float, seed: int) -> tuple[ImageTable, ImageTable | None]:
@@ -85,4 +88,6 @@ def open_sources(
             progress=show,
         )
 
-    return Sources(opened(train, progress), None if validation is None else opened(validation, None))
+    learned = opened(train, progress)
+    blocks = storage_blocks(train.images) if isinstance(learned, StreamingBatches) else None
+    return Sources(learned, None if validation is None else opened(validation, None), blocks)
