@@ -117,7 +117,8 @@ def train(
     if resume:
         notes = load_checkpoint(out, modules, optimizer)
         changed = [key for key in settings if notes["settings"].get(key) != settings[key]]
-        if set(changed) - {"devices"}:  # one process, or several, can go on with what the other began
+        # One process, or several, can go on with what the other began.
+        if set(changed) - {"devices", "shard_bank"}:
             raise ValueError(f"{out} holds a run with other settings or data: {', '.join(changed)}")
         start, best, log_bytes = notes["step"], notes["best"], notes["log_bytes"]
 
@@ -127,9 +128,10 @@ def train(
         return embed_all(network, sources.train, ranks)
 
     def checkpoint(step: int) -> None:
+        states = {name: ranks.whole_state(module) for name, module in modules.items()}
         if ranks.first:
             notes = {"settings": settings, "step": step, "best": best, "log_bytes": log.size()}
-            save_checkpoint(out, modules, optimizer, notes)
+            save_checkpoint(out, states, optimizer, notes)
 
     log = Log(out / "metrics.jsonl", log_bytes) if ranks.first else NoLog()
     shares = sources.train.train(sampler, config.seed, start, ranks.share)
