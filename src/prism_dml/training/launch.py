@@ -140,13 +140,14 @@ def _raise_failure(
 ) -> None:
     """Raise the failure that explains the others, if there is one."""
     errors = [answer for answer in answers if isinstance(answer, BaseException)]
+    errors.sort(key=lambda error: isinstance(error, ChildProcessError))  # it misses another, which knows why
     stops = [error for error in errors if isinstance(error, KeyboardInterrupt)]
     if stops or (stopped_by is not None and (errors or lost)):
         error: Any = stops[0] if stops else KeyboardInterrupt("stopped before the first step")
         if stopped_by is not None:
             error.signal = stopped_by  # not that by which it was passed on
         raise error
-    if expected := [error for error in errors if not isinstance(error, RuntimeError)]:
+    if expected := [error for error in errors if not isinstance(error, RuntimeError | ChildProcessError)]:
         raise expected[0]
     if lost:
         number = -(processes[lost[0]].exitcode or 0)

@@ -27,7 +27,7 @@ from prism_dml.training.launch import launch
 from prism_dml.training.log import Log, NoLog
 from prism_dml.training.measure import embed_all, validate
 from prism_dml.training.progress import RunProgress
-from prism_dml.training.ranks import accelerator_for_several, is_launched, join
+from prism_dml.training.ranks import accelerator_for_several, is_launched, join, one_line_if_lost
 from prism_dml.training.result import finish, save_networks
 from prism_dml.training.sources import open_sources
 from prism_dml.training.stop import StopRequest
@@ -46,6 +46,7 @@ class RunStopped(KeyboardInterrupt):
         return f"{name}: stopped after step {self.step}; --resume goes on from {self.out / FILE}"
 
 
+@one_line_if_lost()
 def train(
     data: str | Path | ImageTable, config: TrainConfig, out: str | Path, resume: bool = False
 ) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def train(
 
     Raises:
         ValueError: bad data or settings, a folder that holds another run, a loss that stays infinite or NaN.
-        ChildProcessError: one of several processes was killed.
+        ChildProcessError: one of several processes was killed, or is out of reach.
         RunStopped: SIGINT or SIGTERM came; the folder has a checkpoint.
     """
     out = Path(out)

@@ -218,6 +218,19 @@ def accelerator_for_several(config: TrainConfig) -> str:
     return "cuda"
 
 
+@contextmanager
+def one_line_if_lost() -> Iterator[None]:
+    """Turn what a collective says of a process that is gone into ChildProcessError, in one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):  # gloo has no error of its own
+            raise
+        raise ChildProcessError(
+            "another process of this run is gone, and the run with it; --resume goes on from the last checkpoint"
+        ) from error
+
+
 def join(config: TrainConfig) -> tuple[Fabric, Ranks]:
     """This process's device, and its place among those that were launched with it.
 
