@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
@@ -137,9 +138,13 @@ def norm_inputs(count: int):
     return images, torch.randn(count, 3, 4, 4, generator=generator, dtype=torch.float64)
 
 
-def everything(data: Path, jobs: list[Job]) -> tuple[list[Any], dict[int, list[Any]]]:
+def everything(data: Path, jobs: list[Job]) -> tuple[list[Any], dict[int, list[Any]], str]:
     """All that needs several processes, in one launch: starting them takes longer than the rest."""
-    return do_all(data, jobs), {count: normalise_shares(count) for count in (5, 1)}
+    return (
+        do_all(data, jobs),
+        {count: normalise_shares(count) for count in (5, 1)},
+        multiprocessing.get_start_method(),
+    )
 
 
 def fail_or_wait() -> None:

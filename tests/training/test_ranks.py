@@ -1,6 +1,7 @@
 """One process and two, which share each batch, train the same model."""
 
 import json
+import multiprocessing
 import sys
 from pathlib import Path
 
@@ -72,7 +73,8 @@ def runs(several, folder: Path, settings, tmp_path_factory: pytest.TempPathFacto
         job("mcl", 2, out=root / "handed on", stop_after=20, shard=True),
     ]
     several.do(folder, job("mcl", 1, out=root / "taken up", stop_after=20))
-    answers, norms = launch(2, several.everything, folder, two)
+    answers, norms, start_method = launch(2, several.everything, folder, two)
+    assert start_method == multiprocessing.get_start_method(), "it starts decoders as one process does"
     for name in OPTIONS:
         several.do(folder, job(name, 1))
     several.do(folder, job("mcl", 1, out=root / "handed on", resume=True))

@@ -99,6 +99,8 @@ def _work(
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
     torch.set_num_threads(threads)
+    # A spawned process would spawn its own, too: each that decodes images would load torch anew, for every pass.
+    multiprocessing.set_start_method(None, force=True)
     try:
         senders[rank].send(function(*arguments))
     except KeyboardInterrupt as stopped:
