@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from prism_dml.losses import PrototypeLoss
@@ -21,6 +22,11 @@ def test_trusted_samples_by_label_and_the_others_by_prototypes() -> None:
     loss, chosen = method(images, LABELS, INDEX)
     assert torch.equal(chosen, kept)
     assert loss == plain(images, LABELS, INDEX).loss + attraction and attraction > 0
+
+
+def test_a_memory_that_is_shared_out_does_not_do() -> None:
+    with pytest.raises(ValueError, match='shard_bank: "prism-prototypes" looks for neighbours'):
+        build("prism-prototypes", shard_bank=True)
 
 
 def test_the_label_of_a_rejected_sample_does_not_matter() -> None:

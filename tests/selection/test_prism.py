@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from prism_dml.selection import PRISM, Selection
+from prism_dml.selection import PRISM, MemoryBank, Selection
 
 C, D, B = 6, 8, 12
 
@@ -430,6 +430,13 @@ def test_vmf_ranks_probabilities_that_vanish(threshold: Any) -> None:
 def test_vmf_needs_four_dimensions() -> None:
     with pytest.raises(ValueError, match="at least 4"):
         PRISM(3, 3, similarity="vmf")
+
+
+def test_a_memory_may_be_given() -> None:
+    bank = MemoryBank(3, 5, 7)
+    assert PRISM(3, 5, bank=bank).bank is bank
+    with pytest.raises(ValueError, match="bank must be of 3 classes and 6 dimensions"):
+        PRISM(3, 6, bank=bank)
 
 
 @pytest.mark.parametrize("call", ["forward", "judge"])

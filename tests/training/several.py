@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
@@ -22,8 +23,9 @@ class Job:
     config: TrainConfig
     out: Path
     resume: bool = False
-    double: bool = True  # the network in float64, so that rounding does not grow from step to step
+    double: bool = True  # network and loss in float64, so that rounding does not grow from step to step
     all_rejected: tuple[int, ...] = ()  # in these steps
+    half_rejected: tuple[int, ...] = ()  # in these steps all that the last of two processes embeds
     not_finite: tuple[int, ...] = ()  # in these steps, in the last process only, all images
     stop_after: int | None = None  # a signal comes in this step, to the last process only
 
@@ -50,15 +52,20 @@ def do(data: Path, job: Job) -> str:
             super().__init__(*arguments, **options)
             self.double()
 
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return super().forward(images.double())
+        def features(self, images: torch.Tensor) -> torch.Tensor:
+            embeddings = self.head(self.backbone(images.double()))
+            return embeddings if self.training else embeddings.float()  # an embedder's own are always float32
 
     steps, seen, forward, step = [], [], PrismMCL._trusted, PrismMCL.forward
     add, finish = loop.Tally.add, loop.finish
 
     def trusted(self, embeddings, labels, index):
-        kept = forward(self, embeddings, labels, index)
-        return torch.zeros_like(kept) if len(steps) + 1 in job.all_rejected else kept
+        kept = forward(self, embeddings, labels, index).clone()
+        if len(steps) + 1 in job.all_rejected:
+            kept[:] = False
+        if len(steps) + 1 in job.half_rejected:
+            kept[-(len(kept) // 2) :] = False
+        return kept
 
     def spoilt(self, images, labels, index):
         seen.append(0)
@@ -73,7 +80,7 @@ def do(data: Path, job: Job) -> str:
         add(self, *arguments)
 
     def finished(out, method, sources, tally, *more):
-        state = {f"method.{key}": value for key, value in method.state_dict().items()}
+        state = {f"method.{key}": value for key, value in more[-1].whole_state(method).items()}
         state |= {f"tally.{key}": value for key, value in tally.state_dict().items()}
         state = {key: value.clone(memory_format=torch.contiguous_format) for key, value in state.items()}
         save_file(state, out.with_suffix(f".{rank}"))
@@ -131,9 +138,13 @@ def norm_inputs(count: int):
     return images, torch.randn(count, 3, 4, 4, generator=generator, dtype=torch.float64)
 
 
-def everything(data: Path, jobs: list[Job]) -> tuple[list[Any], dict[int, list[Any]]]:
+def everything(data: Path, jobs: list[Job]) -> tuple[list[Any], dict[int, list[Any]], str]:
     """All that needs several processes, in one launch: starting them takes longer than the rest."""
-    return do_all(data, jobs), {count: normalise_shares(count) for count in (5, 1)}
+    return (
+        do_all(data, jobs),
+        {count: normalise_shares(count) for count in (5, 1)},
+        multiprocessing.get_start_method(),
+    )
 
 
 def fail_or_wait() -> None:

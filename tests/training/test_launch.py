@@ -51,16 +51,17 @@ def test_a_signal_is_passed_on_to_all(several) -> None:
 @pytest.mark.parametrize(
     ("answers", "lost", "stopped_by", "error", "message"),
     [
-        ([RuntimeError("closed by peer"), ValueError("bad")], [], None, ValueError, "bad"),
+        ([ChildProcessError("gone"), ValueError("bad")], [], None, ValueError, "bad"),
         (
-            [RuntimeError("closed by peer")],
+            [ChildProcessError("gone")],
             [1],
             None,
             ChildProcessError,
             "process 1 of 2 was killed by SIGKILL",
         ),
-        ([RuntimeError("bug"), RuntimeError("closed")], [], None, RuntimeError, "bug"),
-        ([RuntimeError("closed by peer")], [1], signal.SIGTERM, KeyboardInterrupt, "before the first step"),
+        ([ChildProcessError("gone"), RuntimeError("bug")], [], None, RuntimeError, "bug"),
+        ([ChildProcessError("gone")], [], None, ChildProcessError, "gone"),
+        ([ChildProcessError("gone")], [1], signal.SIGTERM, KeyboardInterrupt, "before the first step"),
         ([], [], None, ChildProcessError, "could not start"),
         ([KeyboardInterrupt("after step 3")] * 2, [], signal.SIGTERM, KeyboardInterrupt, "after step 3"),
     ],

@@ -1,5 +1,6 @@
 """Contrastive losses over a batch and over a memory bank, in memory that does not grow with batch x bank."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ class _PairSum(torch.autograd.Function):
         reference_index: Tensor,  # (M,)
         margin: float,
         sides: int,
+        whole: Callable[[Tensor], Tensor],
     ) -> Tensor:
         gradient = torch.zeros_like(anchors)  # (B, D)
         pulled = torch.zeros((), dtype=torch.int64, device=anchors.device)
@@ -46,7 +48,8 @@ class _PairSum(torch.autograd.Function):
                 signs = push.view(torch.int8) - pull.view(torch.int8)  # (B, C), W of these columns
                 gradient.addmm_(signs.to(anchors.dtype), rows)
                 pulled += pull.count_nonzero()
-            total = (anchors * gradient).sum() + pulled
+            gradient = whole(gradient)
+            total = (anchors * gradient).sum() + whole(pulled)
         ctx.save_for_backward(gradient.mul_(sides))
         return total
 
@@ -54,7 +57,12 @@ class _PairSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return grad_output * gradient, None, None, None, None, None, None, None
+        return grad_output * gradient, None, None, None, None, None, None, None, None
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The sum over one process."""
+    return tensor
 
 
 def _check(name: str, embeddings: Tensor, labels: Tensor, index: Tensor | None) -> None:
@@ -107,7 +115,7 @@ class ContrastiveLoss(nn.Module):
         position = torch.arange(len(anchors), device=anchors.device)
         # W is symmetric, so what a pair gives to its second side doubles the gradient of the first.
         total: Tensor = _PairSum.apply(
-            anchors, labels, position, anchors.detach(), labels, position, self.margin, 2
+            anchors, labels, position, anchors.detach(), labels, position, self.margin, 2, _alone
         )
         return total / max(len(anchors), 1)
 
@@ -139,6 +147,7 @@ class MemoryContrastiveLoss(ContrastiveLoss):
         bank_labels: Tensor,
         index: Tensor | None = None,
         bank_index: Tensor | None = None,
+        sum_over_shares: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Loss () in float32 (float64 for float64); the bank gets no gradient; an empty bank adds 0.
 
@@ -149,6 +158,8 @@ class MemoryContrastiveLoss(ContrastiveLoss):
             bank_labels: (M,) integers, negative for an empty slot.
             index: (B,) which sample a row is, negative if unknown.
             bank_index: (M,) the same of the bank; given both, no sample is paired with its own entries.
+            sum_over_shares: sums a tensor over the processes, where each holds a part of the bank and all have the
+                same batch; each then has the whole loss and gradient.
 
         Raises:
             ValueError: other shapes or kinds of numbers.
@@ -163,7 +174,8 @@ class MemoryContrastiveLoss(ContrastiveLoss):
         if index is None or bank_index is None:
             index, bank_index = torch.full_like(labels, -1), torch.full_like(bank_labels, -1)
         anchors = _compute_dtype(embeddings)
+        whole = sum_over_shares or _alone
         total: Tensor = _PairSum.apply(
-            anchors, labels, index, bank_embeddings.detach(), bank_labels, bank_index, self.margin, 1
+            anchors, labels, index, bank_embeddings.detach(), bank_labels, bank_index, self.margin, 1, whole
         )
         return loss + self.bank_weight * (total / max(len(anchors), 1))

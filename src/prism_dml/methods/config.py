@@ -23,6 +23,7 @@ class MethodConfig:
         temperature: Of the softmax that makes probabilities of similarities, above 0; null: 1 with a given noise rate,
             as published, 0.05 with auto.
         bank_size: Number of embeddings remembered; null: as many as there are training images.
+        shard_bank: Let each of several processes hold a part of the memory only; the results are the same.
         margin: Cosine above which images of different labels are pushed apart, in [-1, 1).
         bank_weight: Weight of the memory's part of the loss, at least 0.
         rise_epochs: Epochs in which the share that co-teaching leaves out rises from 0 to the noise rate, at least 1.
@@ -36,6 +37,7 @@ class MethodConfig:
     selection_warmup: int = 0
     temperature: float | None = None
     bank_size: int | None = None
+    shard_bank: bool = False
     margin: float = 0.5
     bank_weight: float = 1.0
     rise_epochs: int = 10

@@ -6,9 +6,9 @@ from torch import Tensor
 from prism_dml.losses.contrastive import MemoryContrastiveLoss
 from prism_dml.methods.base import Method, StepResult, TrainingSet
 from prism_dml.methods.config import MethodConfig
-from prism_dml.methods.selector import make_selector
+from prism_dml.methods.selector import make_bank, make_selector
 from prism_dml.models.embedder import Embedder
-from prism_dml.selection import MemoryBank, Selection
+from prism_dml.selection import Selection
 
 
 class MCL(Method):
@@ -27,7 +27,7 @@ class MCL(Method):
         self._remember(data, config)
 
     def _remember(self, data: TrainingSet, config: MethodConfig) -> None:
-        self.bank = MemoryBank(data.num_classes, self.embedding_dim, config.bank_size or data.num_samples)
+        self.bank = make_bank(data, self.embedding_dim, config)
 
     def _trusted(self, embeddings: Tensor, labels: Tensor, index: Tensor) -> Tensor:
         """(B,) bool, the samples to learn from."""
@@ -43,7 +43,10 @@ class MCL(Method):
         """Loss () of the trusted samples against each other and the memory, which they enter after the update."""
         self._learned = (embeddings.detach(), labels, index)
         bank = self.bank
-        return self.criterion(embeddings, labels, bank.embeddings, bank.labels, index, bank.index)  # type: ignore[no-any-return]
+        loss: Tensor = self.criterion(
+            embeddings, labels, bank.embeddings, bank.labels, index, bank.index, bank.sum_over_shares
+        )
+        return loss
 
     def on_update(self) -> None:
         """Enqueue the samples that were learned from."""

@@ -20,6 +20,8 @@ class PrismPrototypes(PrismMCL):
     summary = "prism-mcl that also learns from rejected samples, by prototypes instead of their labels"
 
     def __init__(self, embedder: Embedder, data: TrainingSet, config: MethodConfig) -> None:
+        if config.shard_bank:
+            raise ValueError(f'shard_bank: "{self.name}" looks for neighbours in the whole memory')
         super().__init__(embedder, data, config)
         self.attraction = PrototypeLoss()
 

@@ -1,12 +1,22 @@
-"""The selector of a method's settings."""
+"""The memory and the selector of a method's settings."""
+
+import torch.distributed as dist
 
 from prism_dml.methods.base import TrainingSet
 from prism_dml.methods.config import MethodConfig
-from prism_dml.selection import PRISM
+from prism_dml.selection import PRISM, MemoryBank, ShardedBank
+
+
+def make_bank(data: TrainingSet, embedding_dim: int, config: MethodConfig) -> MemoryBank:
+    """Memory as the settings want it, as large as the training set if they do not say; arguments as below."""
+    size = config.bank_size or data.num_samples
+    if config.shard_bank and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return ShardedBank(data.num_classes, embedding_dim, size)
+    return MemoryBank(data.num_classes, embedding_dim, size)
 
 
 def make_selector(data: TrainingSet, embedding_dim: int, config: MethodConfig) -> PRISM:
-    """PRISM as the settings want it, with a memory as large as the training set if they do not say.
+    """PRISM as the settings want it.
 
     Args:
         data: given labels of the training set.
@@ -18,9 +28,9 @@ def make_selector(data: TrainingSet, embedding_dim: int, config: MethodConfig) -
         embedding_dim,
         noise_rate=config.noise_rate,
         similarity=config.similarity,
-        bank_size=config.bank_size or data.num_samples,
         window=config.window,
         threshold=config.threshold,
         warmup=config.selection_warmup,
         temperature=config.temperature,
+        bank=make_bank(data, embedding_dim, config),
     )

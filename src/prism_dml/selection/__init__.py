@@ -3,6 +3,7 @@
 from prism_dml.selection.bank import MemoryBank
 from prism_dml.selection.noise_rate import NoiseRateEstimator
 from prism_dml.selection.prism import PRISM, Selection
+from prism_dml.selection.sharded import ShardedBank
 from prism_dml.selection.threshold import SmoothTopR, TopR
 
-__all__ = ["PRISM", "MemoryBank", "NoiseRateEstimator", "Selection", "SmoothTopR", "TopR"]
+__all__ = ["PRISM", "MemoryBank", "NoiseRateEstimator", "Selection", "ShardedBank", "SmoothTopR", "TopR"]

@@ -83,19 +83,12 @@ class MemoryBank(nn.Module):
         labels = labels[-stored:].to(self.labels)
         index = torch.full_like(labels, -1) if index is None else index[-stored:].to(self.labels)
         entries = self.total + torch.arange(batch - stored, batch, device=labels.device)  # (stored,)
-        slots = entries % self.size
 
-        evicted = self.labels[slots]
+        gone, evicted = self._replace(entries, embeddings, labels, index)
         occupied = evicted >= 0
         touched = torch.cat([evicted.clamp(min=0), labels])
-        gone = self.embeddings[slots] * occupied[:, None]
         self.class_sums.index_add_(0, touched, torch.cat([-gone, embeddings]).double())
         self.class_counts.index_add_(0, touched, torch.cat([-occupied.long(), torch.ones_like(labels)]))
-
-        self._link(entries, slots, index)
-        self.embeddings[slots] = embeddings
-        self.labels[slots] = labels
-        self.index[slots] = index
         self.total += batch
 
         counts = self.class_counts[touched, None]
@@ -103,9 +96,34 @@ class MemoryBank(nn.Module):
         self.class_sums[touched] = sums
         self.centres[touched] = (sums / counts.clamp(min=1)).float()
 
+    def sum_over_shares(self, tensor: Tensor) -> Tensor:
+        """Sum of what each part of the memory gives; there is only one. See `ShardedBank`."""
+        return tensor
+
+    def _slots(self, entries: Tensor) -> Tensor:
+        """Where entries lie, of those that are held here."""
+        return entries % self.size
+
+    def _held(self, entries: Tensor) -> Tensor:
+        """Which of the entries are held here: all."""
+        return torch.arange(len(entries), device=entries.device)
+
+    def _replace(
+        self, entries: Tensor, embeddings: Tensor, labels: Tensor, index: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Store new entries; the embeddings that they overwrite, (B, D), and the labels, (B,), -1: none."""
+        slots = self._slots(entries)
+        evicted = self.labels[slots]
+        gone = self.embeddings[slots] * (evicted >= 0)[:, None]
+        self._link(entries, slots, index)
+        self.embeddings[slots] = embeddings
+        self.labels[slots] = labels
+        self.index[slots] = index
+        return gone, evicted
+
     def _link(self, entries: Tensor, slots: Tensor, index: Tensor) -> None:
         """Put new entries at the head of their samples' chains, in order, duplicates in a batch included."""
-        bucket = index.clamp(min=0) % self.size
+        bucket = index.clamp(min=0) % len(self.latest)
         known = index >= 0
         # Sorted by bucket, an entry's predecessor within the batch is its neighbour; the unknown come first.
         ordered, order = torch.where(known, bucket, -1).sort(stable=True)
@@ -113,6 +131,15 @@ class MemoryBank(nn.Module):
         within[order[1:]] = torch.where(ordered[1:] == ordered[:-1], entries[order[:-1]], -1)
         self.previous[slots] = torch.where(within >= 0, within, self.latest[bucket])
         self.latest.scatter_reduce_(0, bucket, torch.where(known, entries, -1), reduce="amax")
+
+    def _relink(self) -> None:
+        """Build all chains anew."""
+        total = int(self.total)
+        entries = torch.arange(max(total - self.size, 0), total, device=self.index.device)
+        entries = entries[self._held(entries)]
+        slots = self._slots(entries)
+        self.latest.fill_(-1)
+        self._link(entries, slots, self.index[slots])
 
     @torch.no_grad()
     def own_entries(self, labels: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,12 +154,12 @@ class MemoryBank(nn.Module):
         """
         index = index.to(self.index)
         oldest = (self.total - self.size).clamp(min=0)
-        entry = self.latest[index % self.size].where(index >= 0, -1)
-        chain = [entry % self.size]  # the link that leads out of the memory is of another sample, or older
+        entry = self.latest[index % len(self.latest)].where(index >= 0, -1)
+        chain = [self._slots(entry)]  # the link that leads out of the memory is of another sample, or older
         alive = [entry >= oldest]
         while bool(alive[-1].any()):
             entry = self.previous[chain[-1]].where(alive[-1], -1)
-            chain.append(entry % self.size)
+            chain.append(self._slots(entry))
             alive.append(entry >= oldest)
         slots = torch.stack(chain[:-1] or chain)  # (L, B), L entries in the longest chain
         own = torch.stack(alive[:-1] or alive) & (self.index[slots] == index) & (self.labels[slots] == labels)

@@ -64,9 +64,10 @@ class PRISM(nn.Module):
         warmup: number of first batches that are kept whole.
         temperature: of the softmax over classes, above 0; None: 1, as published, with a given rate or with "vmf",
             whose log-densities are sharp as they are, and 0.05 with an estimated rate.
+        bank: memory in place of a new one of `bank_size`, such as a `ShardedBank`.
 
     Raises:
-        ValueError: on a value outside the ranges above.
+        ValueError: on a value outside the ranges above, or a bank of other dimensions.
 
     Source: PRISM (Liu et al., CVPR 2021), sec. 3; "vmf" and "proxy": Liu et al., arXiv 2108.01431.
     """
@@ -84,6 +85,7 @@ class PRISM(nn.Module):
         threshold: Threshold = "smooth",
         warmup: int = 0,
         temperature: float | None = None,
+        bank: MemoryBank | None = None,
     ) -> None:
         super().__init__()
         _check_choice("similarity", similarity, Similarity)
@@ -97,7 +99,9 @@ class PRISM(nn.Module):
         if similarity == "vmf" and embedding_dim < 4:
             raise ValueError(f'similarity "vmf" needs embedding_dim of at least 4, not {embedding_dim}')
         self.noise_rate, self.similarity, self.warmup = noise_rate, similarity, warmup
-        self.bank = MemoryBank(num_classes, embedding_dim, bank_size)
+        self.bank = MemoryBank(num_classes, embedding_dim, bank_size) if bank is None else bank
+        if (self.bank.num_classes, self.bank.embedding_dim) != (num_classes, embedding_dim):
+            raise ValueError(f"bank must be of {num_classes} classes and {embedding_dim} dimensions")
         if temperature is None:
             temperature = SHARPENED if noise_rate == "auto" and similarity != "vmf" else PUBLISHED
         self.temperature = temperature

@@ -21,11 +21,11 @@ def centre_similarity(bank: MemoryBank, embeddings: Tensor) -> Tensor:
 def exact_similarity(bank: MemoryBank, embeddings: Tensor) -> Tensor:
     """Mean cosine to the entries of each class; (B, D) -> (B, C), O(B.M.D). Source: PRISM, eq. 2."""
     sums = embeddings.new_zeros(len(embeddings), bank.num_classes)
-    for start in range(0, bank.size, _CHUNK):
+    for start in range(0, len(bank.labels), _CHUNK):
         labels = bank.labels[start : start + _CHUNK]
         cosines = embeddings @ bank.embeddings[start : start + _CHUNK].T  # (B, chunk)
         sums.index_add_(1, labels.clamp(min=0), cosines * (labels >= 0))
-    return sums / bank.class_counts.clamp(min=1)
+    return bank.sum_over_shares(sums) / bank.class_counts.clamp(min=1)
 
 
 def vmf_similarity(

@@ -17,18 +17,14 @@ _VERSION = 2
 
 
 def save_checkpoint(
-    folder: Path, modules: dict[str, nn.Module], optimizer: Optimizer, notes: dict[str, Any]
+    folder: Path, states: dict[str, dict[str, Tensor]], optimizer: Optimizer, notes: dict[str, Any]
 ) -> None:
-    """Write the state of modules and optimiser, and JSON-able notes, into `folder`.
+    """Write the states of modules and optimiser, and JSON-able notes, into `folder`.
 
     Whenever the writing is cut short, the folder holds the old checkpoint whole or the new one. OSError, one line,
     if it cannot be written, for instance because the disk is full.
     """
-    tensors = {
-        f"{name}/{key}": value
-        for name, module in modules.items()
-        for key, value in module.state_dict().items()
-    }
+    tensors = {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{number}/{key}": torch.as_tensor(value) for key, value in state.items()}
     write_tensors(folder / FILE, "checkpoint", _VERSION, tensors, {"notes": json.dumps(notes)})

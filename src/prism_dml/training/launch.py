@@ -99,6 +99,8 @@ def _work(
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
     torch.set_num_threads(threads)
+    # A spawned process would spawn its own, too: each that decodes images would load torch anew, for every pass.
+    multiprocessing.set_start_method(None, force=True)
     try:
         senders[rank].send(function(*arguments))
     except KeyboardInterrupt as stopped:
@@ -140,13 +142,14 @@ def _raise_failure(
 ) -> None:
     """Raise the failure that explains the others, if there is one."""
     errors = [answer for answer in answers if isinstance(answer, BaseException)]
+    errors.sort(key=lambda error: isinstance(error, ChildProcessError))  # it misses another, which knows why
     stops = [error for error in errors if isinstance(error, KeyboardInterrupt)]
     if stops or (stopped_by is not None and (errors or lost)):
         error: Any = stops[0] if stops else KeyboardInterrupt("stopped before the first step")
         if stopped_by is not None:
             error.signal = stopped_by  # not that by which it was passed on
         raise error
-    if expected := [error for error in errors if not isinstance(error, RuntimeError)]:
+    if expected := [error for error in errors if not isinstance(error, RuntimeError | ChildProcessError)]:
         raise expected[0]
     if lost:
         number = -(processes[lost[0]].exitcode or 0)

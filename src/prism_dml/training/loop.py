@@ -27,7 +27,7 @@ from prism_dml.training.launch import launch
 from prism_dml.training.log import Log, NoLog
 from prism_dml.training.measure import embed_all, validate
 from prism_dml.training.progress import RunProgress
-from prism_dml.training.ranks import accelerator_for_several, is_launched, join
+from prism_dml.training.ranks import accelerator_for_several, is_launched, join, one_line_if_lost
 from prism_dml.training.result import finish, save_networks
 from prism_dml.training.sources import open_sources
 from prism_dml.training.stop import StopRequest
@@ -46,6 +46,7 @@ class RunStopped(KeyboardInterrupt):
         return f"{name}: stopped after step {self.step}; --resume goes on from {self.out / FILE}"
 
 
+@one_line_if_lost()
 def train(
     data: str | Path | ImageTable, config: TrainConfig, out: str | Path, resume: bool = False
 ) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def train(
 
     Raises:
         ValueError: bad data or settings, a folder that holds another run, a loss that stays infinite or NaN.
-        ChildProcessError: one of several processes was killed.
+        ChildProcessError: one of several processes was killed, or is out of reach.
         RunStopped: SIGINT or SIGTERM came; the folder has a checkpoint.
     """
     out = Path(out)
@@ -118,7 +119,8 @@ def train(
     if resume:
         notes = load_checkpoint(out, modules, optimizer)
         changed = [key for key in settings if notes["settings"].get(key) != settings[key]]
-        if set(changed) - {"devices"}:  # one process, or several, can go on with what the other began
+        # One process, or several, can go on with what the other began.
+        if set(changed) - {"devices", "shard_bank"}:
             raise ValueError(f"{out} holds a run with other settings or data: {', '.join(changed)}")
         start, best, log_bytes = notes["step"], notes["best"], notes["log_bytes"]
 
@@ -128,9 +130,10 @@ def train(
         return embed_all(network, sources.train, ranks)
 
     def checkpoint(step: int) -> None:
+        states = {name: ranks.whole_state(module) for name, module in modules.items()}
         if ranks.first:
             notes = {"settings": settings, "step": step, "best": best, "log_bytes": log.size()}
-            save_checkpoint(out, modules, optimizer, notes)
+            save_checkpoint(out, states, optimizer, notes)
 
     log = Log(out / "metrics.jsonl", log_bytes) if ranks.first else NoLog()
     shares = sources.train.train(sampler, config.seed, start, ranks.share)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from prism_dml.data import Batch, Share
 from prism_dml.models import Embedder
+from prism_dml.selection import MemoryBank, ShardedBank
 from prism_dml.training.batch_norm import at_least_float32, share_batch_norm
 from prism_dml.training.config import TrainConfig
 
@@ -28,10 +29,10 @@ TIMEOUT = timedelta(minutes=30)
 class Ranks:
     """This process and those that train with it.
 
-    Each holds the same networks, proxies, memory and thresholds. A step embeds only a share of the batch here;
-    the features of all are gathered, so that every process computes the same loss and the same selection, and the
-    gradients of the shares are averaged. What comes out is that of one process that embeds the whole batch, up to
-    rounding (and to what layers such as dropout draw).
+    Each holds the same networks, proxies, memory (or its part of a `ShardedBank`) and thresholds. A step embeds only
+    a share of the batch here; the features of all are gathered, so that every process computes the same loss and the
+    same selection, and the gradients of the shares are averaged. What comes out is that of one process that embeds
+    the whole batch, up to rounding (and to what layers such as dropout draw).
 
     Args:
         share: the part of each batch that is embedded here.
@@ -58,15 +59,21 @@ class Ranks:
                 backbone.forward = partial(self._features, backbone.forward)
 
     def start_equal(self, method: nn.Module, settings: dict[str, Any]) -> None:
-        """Give every process the first one's weights and memory; ValueError if they differ in settings or data."""
+        """Give every process the first one's weights and memory; ValueError if they differ in settings or data.
+
+        Of a memory that is shared out, each keeps its part: it comes from the same checkpoint.
+        """
         if self.share.of == 1:
             return
         digest = hashlib.sha256(repr(sorted(settings.items())).encode()).digest()
         everyone = _gather(torch.frombuffer(bytearray(digest), dtype=torch.uint8))
         if (everyone != everyone[0]).any():
             raise ValueError("the processes of this run differ in settings, data or checkpoint")
+        parts = {key for name, bank in _sharded_banks(method) for key in bank.state_dict(prefix=f"{name}.")}
         with torch.no_grad():
-            for tensor in method.state_dict().values():
+            for key, tensor in method.state_dict().items():
+                if key in parts:
+                    continue
                 value = tensor.clone(memory_format=torch.contiguous_format)
                 dist.broadcast(value, 0)
                 tensor.copy_(value)
@@ -118,6 +125,17 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
+    def whole_state(self, module: nn.Module) -> dict[str, Tensor]:
+        """A module's state, in the first process with the whole of a memory that is shared out; all must ask."""
+        state = module.state_dict()
+        gathered: dict[ShardedBank, MemoryBank | None] = {}
+        for name, bank in _sharded_banks(module):
+            if bank not in gathered:  # a method and its selector may have the same
+                gathered[bank] = bank.gather()
+            if (whole := gathered[bank]) is not None:
+                state |= whole.state_dict(prefix=f"{name}.")
+        return state
+
     def agree(self, signal: int | None) -> int | None:
         """The signal that asked any of the processes to stop, or None."""
         return self.largest(signal or 0) or None
@@ -165,6 +183,12 @@ class _GatherRows(torch.autograd.Function):
         return gradient[ctx.own] * ctx.processes, None, None
 
 
+def _sharded_banks(module: nn.Module) -> list[tuple[str, ShardedBank]]:
+    """The memories of which each process holds a part, by each of their names."""
+    modules = module.named_modules(remove_duplicate=False)
+    return [(name, part) for name, part in modules if isinstance(part, ShardedBank)]
+
+
 def _gather(tensor: Tensor) -> Tensor:
     """The same tensor (...) of all W processes, (W, ...)."""
     parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
@@ -192,6 +216,19 @@ def accelerator_for_several(config: TrainConfig) -> str:
     if config.devices > gpus:
         raise ValueError(f"devices is {config.devices}, but this machine has {gpus} GPUs")
     return "cuda"
+
+
+@contextmanager
+def one_line_if_lost() -> Iterator[None]:
+    """Turn what a collective says of a process that is gone into ChildProcessError, in one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):  # gloo has no error of its own
+            raise
+        raise ChildProcessError(
+            "another process of this run is gone, and the run with it; --resume goes on from the last checkpoint"
+        ) from error
 
 
 def join(config: TrainConfig) -> tuple[Fabric, Ranks]:
