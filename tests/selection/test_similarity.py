@@ -179,7 +179,8 @@ def test_vmf_density_integrates_to_one() -> None:
     generator = torch.Generator().manual_seed(0)
     points = unit(generator, 200_000, 8)
     direction = unit(generator, 1, 8)
-    density = vmf_similarity(5.0 * direction.double(), torch.tensor([10]), points, torch.tensor(0.2).double())
+    lengths, counts = torch.tensor([5.0]).double(), torch.tensor([10])
+    density = vmf_similarity(0.5 * direction, lengths, counts, points, torch.tensor(0.2).double())
     area = 2 * math.pi**4 / math.gamma(4)
     assert (density.double().exp().mean() * area).item() == pytest.approx(1, abs=0.02)
     assert density.std() > 0.5
