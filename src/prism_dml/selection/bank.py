@@ -125,24 +125,53 @@ class MemoryBank(nn.Module):
         Returns:
             (B, D) float64 sums and (B,) counts. O(B.D) time for each entry that a sample has in the bank.
         """
-        index = index.to(self.index)
-        oldest = (self.total - self.size).clamp(min=0)
-        entry = self.latest[index % self.size].where(index >= 0, -1)
-        chain = [entry % self.size]  # the link that leads out of the memory is of another sample, or older
-        alive = [entry >= oldest]
-        while bool(alive[-1].any()):
-            entry = self.previous[chain[-1]].where(alive[-1], -1)
-            chain.append(entry % self.size)
-            alive.append(entry >= oldest)
-        slots = torch.stack(chain[:-1] or chain)  # (L, B), L entries in the longest chain
-        own = torch.stack(alive[:-1] or alive) & (self.index[slots] == index) & (self.labels[slots] == labels)
-        return (self.embeddings[slots] * own[:, :, None]).sum(dim=0, dtype=torch.float64), own.sum(dim=0)
+        return _walk(  # type: ignore[no-any-return]
+            self.embeddings, self.labels, self.index, self.latest, self.previous, self.total, labels, index
+        )
+
+
+@torch.library.custom_op("prism_dml::own_entries", mutates_args=())
+def _walk(
+    embeddings: Tensor,  # (M, D)
+    bank_labels: Tensor,  # (M,)
+    bank_index: Tensor,  # (M,)
+    latest: Tensor,  # (M,)
+    previous: Tensor,  # (M,)
+    total: Tensor,  # ()
+    labels: Tensor,  # (B,)
+    index: Tensor,  # (B,)
+) -> tuple[Tensor, Tensor]:
+    """`MemoryBank.own_entries`. An operator of its own: how far to walk depends on the data, as no graph can."""
+    size = len(latest)
+    sums = embeddings.new_zeros(len(index), embeddings.shape[1], dtype=torch.float64)
+    counts = torch.zeros_like(labels)
+    oldest = (total - size).clamp(min=0)
+    entry = latest[index % size].where(index >= 0, -1)
+    alive = entry >= oldest
+    while bool(alive.any()):
+        slot = entry % size  # the link that leads out of the memory is of another sample, or older
+        own = alive & (bank_index[slot] == index) & (bank_labels[slot] == labels)
+        sums += torch.where(own[:, None], embeddings[slot], 0.0)
+        counts += own
+        entry = previous[slot].where(alive, -1)
+        alive = entry >= oldest
+    return sums, counts
+
+
+@_walk.register_fake
+def _(embeddings: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+    labels = rest[-2]
+    sums = embeddings.new_empty(len(labels), embeddings.shape[1], dtype=torch.float64)
+    return sums, torch.empty_like(labels)
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
     """ValueError if a label is outside [0, num_classes).
 
-    Only on the CPU: elsewhere the check would wait for the device, whose own indexing reports such a label.
+    Only on the CPU: elsewhere the check would wait for the device, whose own indexing reports such a label, as does
+    that of a compiled step.
     """
-    if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+    if torch.compiler.is_compiling() or labels.device.type != "cpu" or not len(labels):
+        return
+    if not 0 <= labels.min() <= labels.max() < num_classes:
         raise ValueError(f"labels must be in [0, {num_classes}), not {labels.min()} to {labels.max()}")

@@ -25,7 +25,7 @@ def exact_similarity(bank: MemoryBank, embeddings: Tensor) -> Tensor:
         labels = bank.labels[start : start + _CHUNK]
         cosines = bank.embeddings[start : start + _CHUNK] @ embeddings.T  # (chunk, B): rows add up faster
         sums.index_add_(0, labels.clamp(min=0), cosines)  # an empty slot is a row of zeros
-    return sums.T / bank.class_counts.clamp(min=1)
+    return sums.T.contiguous().div_(bank.class_counts.clamp(min=1))
 
 
 def vmf_similarity(
