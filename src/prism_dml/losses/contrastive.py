@@ -28,15 +28,21 @@ def _sum_pairs(
     """
     gradient = torch.zeros_like(anchors)  # (B, D)
     pulled = torch.zeros((), dtype=torch.int64, device=anchors.device)
+    if index is not None:
+        index = index.where(index >= 0, -1)
     with torch.autocast(anchors.device.type, enabled=False):
         for start in range(0, len(reference), _CHUNK):
             part = slice(start, start + _CHUNK)
             usable = reference_labels[part] >= 0  # (C,)
-            # Empty slots may hold anything, NaN too, which 0 * NaN would let through.
-            rows = reference[part].to(anchors.dtype).masked_fill(~usable[:, None], 0.0)  # (C, D)
+            rows = reference[part].to(anchors.dtype)  # (C, D)
+            # Empty slots may hold anything, NaN too, which 0 * NaN would let through. On the CPU it pays to look first;
+            # elsewhere that would wait for the device.
+            if anchors.device.type != "cpu" or not usable.all():
+                rows = rows.masked_fill(~usable[:, None], 0.0)
             same = labels[:, None] == reference_labels[part]  # (B, C)
             if index is not None and reference_index is not None:
-                usable = usable & ~((index[:, None] == reference_index[part]) & (index >= 0)[:, None])
+                theirs = reference_index[part]
+                usable = usable & (index[:, None] != theirs.where(theirs >= 0, -2))  # what is unknown differs
             pull = same & usable
             push = (anchors @ rows.T > margin) & ~same & usable
             signs = push.view(torch.int8) - pull.view(torch.int8)  # (B, C), W of these columns

@@ -17,6 +17,10 @@ from prism_dml.selection.similarity import (
 
 Similarity = Literal["centre", "exact", "vmf", "proxy"]
 
+_CACHED = (
+    1 << 18
+)  # similarities weighed at a time on the CPU: the passes over them then stay in a core's cache
+
 
 class Evidence(NamedTuple):
     """What is known of each label of a batch.
@@ -40,17 +44,26 @@ class Evidence(NamedTuple):
 def weigh(scores: Tensor, present: Tensor, labels: Tensor, temperature: float = 1.0) -> Evidence:
     """Evidence for labels from similarities.
 
-    One buffer is used over and over: at B x C numbers, each copy costs about as much as the softmax itself.
-
     Args:
         scores: (B, C) similarity T(x, k) of samples to classes; -inf where there is nothing to compare with;
-            overwritten.
+            overwritten, as at B x C numbers each copy costs about as much as the softmax itself.
         present: (C,) whether any sample can be compared with class k.
         labels: (B,) given labels.
         temperature: of the softmax, above 0; published: 1.
 
     Source: PRISM (Liu et al., CVPR 2021), eq. 1, over the classes present.
     """
+    rows = max(len(labels), 1)
+    if scores.device.type == "cpu" and not torch.compiler.is_compiling():  # which joins the passes itself
+        rows = max(_CACHED // scores.shape[1], 1)
+    parts = [
+        _weigh_rows(some, present, given, temperature)
+        for some, given in zip(torch.split(scores, rows), torch.split(labels, rows), strict=True)
+    ]
+    return Evidence(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _weigh_rows(scores: Tensor, present: Tensor, labels: Tensor, temperature: float) -> Evidence:
     column = labels[:, None]
     scores = scores.add_(torch.where(present, 0.0, -math.inf))
     given = scores.gather(1, column).squeeze(1)
