@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from collections.abc import Callable
 from dataclasses import astuple
 from typing import Any
 
@@ -9,8 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+from torch.torch_version import TorchVersion
 
 from prism_dml.selection import PRISM, Selection
+
+Step = Callable[..., Selection]
 
 C, D, B = 6, 16, 12
 
@@ -27,7 +31,15 @@ def step(prism: PRISM, *batch: Tensor) -> Selection:
     return selection
 
 
-def compare_with_eager(prism: PRISM, backend: str, steps: int) -> None:
+def step_on_kept(prism: PRISM, embeddings: Tensor, labels: Tensor, index: Tensor) -> Selection:
+    """As in training: how many samples are kept, the graph does not know."""
+    selection = prism(embeddings, labels, index)
+    kept = selection.keep
+    prism.enqueue(embeddings[kept], labels[kept], index[kept])
+    return selection
+
+
+def compare_with_eager(prism: PRISM, backend: str, steps: int, step: Step = step) -> None:
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
         prism.enqueue(*draw(generator))  # the memory has wrapped round: chains, and links that lead out
@@ -56,6 +68,11 @@ def test_one_graph(similarity: Any, rate: Any, threshold: Any, autocast: bool) -
     prism = PRISM(C, D, rate, similarity, bank_size=30, window=3, threshold=threshold, warmup=1)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         compare_with_eager(prism, "aot_eager", steps=3)
+
+
+@pytest.mark.skipif(torch.__version__ < TorchVersion("2.14"), reason="`embeddings[kept]` breaks older graphs")
+def test_the_kept_samples_alone_are_remembered_in_the_same_graph() -> None:
+    compare_with_eager(PRISM(C, D, 0.9, bank_size=30, window=2), "aot_eager", steps=6, step=step_on_kept)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")

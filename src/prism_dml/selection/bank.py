@@ -76,8 +76,6 @@ class MemoryBank(nn.Module):
         if index is not None and index.shape != (batch,):
             raise ValueError(f"expected index ({batch},), not {tuple(index.shape)}")
         check_labels(labels, self.num_classes)
-        if batch == 0:
-            return
         stored = min(batch, self.size)  # of a batch larger than the bank, only its last entries survive
         embeddings = embeddings[-stored:].detach().to(self.embeddings)
         labels = labels[-stored:].to(self.labels)
