@@ -70,7 +70,9 @@ def test_one_graph(similarity: Any, rate: Any, threshold: Any, autocast: bool) -
         compare_with_eager(prism, "aot_eager", steps=3)
 
 
-@pytest.mark.skipif(torch.__version__ < TorchVersion("2.14"), reason="`embeddings[kept]` breaks older graphs")
+@pytest.mark.skipif(
+    torch.__version__ < TorchVersion("2.14"), reason="`embeddings[kept]` in a graph: seen with 2.14 only"
+)
 def test_the_kept_samples_alone_are_remembered_in_the_same_graph() -> None:
     compare_with_eager(PRISM(C, D, 0.9, bank_size=30, window=2), "aot_eager", steps=6, step=step_on_kept)
 
