@@ -195,7 +195,7 @@ def test_autocast_changes_nothing():
 
 
 def test_never_holds_a_batch_by_bank_matrix():
-    """Every tensor made on the way, backward included, stays far below B x M."""
+    """Every tensor made on the way, backward included, stays far below B x M; inside the operator, too."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     largest = 0
@@ -212,6 +212,9 @@ def test_never_holds_a_batch_by_bank_matrix():
     rows, row_labels = unit(20_000, 4, 1, torch.float32), classes(20_000, 5, 1)
     with Sizes():
         MemoryContrastiveLoss()(embeddings, labels, rows, row_labels).backward()
+    assert 0 < largest <= 64 * 2048 * 4
+    with Sizes():
+        contrastive._sum_pairs(embeddings.detach(), labels, None, rows, row_labels, None, 0.5, 1)
     assert 64 * 2048 <= largest <= 64 * 2048 * 4 < 64 * 20_000 * 4
 
 

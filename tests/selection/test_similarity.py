@@ -7,7 +7,7 @@ from scipy.special import gammaln, ive, logsumexp
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from prism_dml.selection import MemoryBank, similarity
+from prism_dml.selection import MemoryBank, evidence, similarity
 from prism_dml.selection.evidence import compare, weigh
 from prism_dml.selection.similarity import (
     centre_similarity,
@@ -179,7 +179,8 @@ def test_vmf_density_integrates_to_one() -> None:
     generator = torch.Generator().manual_seed(0)
     points = unit(generator, 200_000, 8)
     direction = unit(generator, 1, 8)
-    density = vmf_similarity(5.0 * direction.double(), torch.tensor([10]), points, torch.tensor(0.2).double())
+    lengths, counts = torch.tensor([5.0]).double(), torch.tensor([10])
+    density = vmf_similarity(0.5 * direction, lengths, counts, points, torch.tensor(0.2).double())
     area = 2 * math.pi**4 / math.gamma(4)
     assert (density.double().exp().mean() * area).item() == pytest.approx(1, abs=0.02)
     assert density.std() > 0.5
@@ -187,3 +188,22 @@ def test_vmf_density_integrates_to_one() -> None:
 
 def test_concentration_is_banerjees() -> None:
     assert concentration(torch.tensor(0.25), 10).item() == pytest.approx(0.5 * 9.75 / 0.75)
+
+
+def test_weighing_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = filled_bank()
+    generator = torch.Generator().manual_seed(2)
+    queries, labels = unit(generator, 20, D), torch.randint(C, (20,), generator=generator)
+    whole = weigh(*compare(bank, "centre", queries, labels, None), labels)
+    monkeypatch.setattr(evidence, "_CACHED", 3 * C)
+    parts = weigh(*compare(bank, "centre", queries, labels, None), labels)
+    for one, other in zip(whole, parts, strict=True):
+        assert torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0))
+
+
+def test_equal_similarities_suggest_the_first_class() -> None:
+    scores = torch.tensor([[0.1, 0.5, 0.5], [0.5, 0.5, 0.1], [0.5, 0.5, 0.5]])
+    for given in range(3):
+        labels = torch.full((3,), given)
+        suggested = weigh(scores.clone(), torch.ones(3, dtype=torch.bool), labels).suggested
+        assert suggested.tolist() == [1, 0, 0]

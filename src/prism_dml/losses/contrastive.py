@@ -11,58 +11,95 @@ from torch.autograd.function import once_differentiable
 _CHUNK = 2048
 
 
-class _PairSum(torch.autograd.Function):
-    """Sum of the pair losses of every anchor with every reference row, its gradient ready after forward.
+def _sum_pairs(
+    anchors: Tensor,  # (B, D), the compute dtype
+    labels: Tensor,  # (B,)
+    index: Tensor | None,  # (B,)
+    reference: Tensor,  # (M, D), never saved: the caller may overwrite it before backward
+    reference_labels: Tensor,  # (M,)
+    reference_index: Tensor | None,  # (M,)
+    margin: float,
+    sides: int,
+) -> tuple[Tensor, Tensor]:
+    """Sum of the pair losses of every anchor with every reference row, and its gradient.
 
     With W = -1 for a pair to pull together, 1 for one to push apart, else 0, the sum is
     sum(W * S) + (number of pulled pairs), and sum(W * S) = sum(anchors * (W @ reference)): the gradient
     with respect to the anchors, W @ reference (B, D), is all that is kept, and the loss follows from it.
     """
+    gradient = torch.zeros_like(anchors)  # (B, D)
+    pulled = torch.zeros((), dtype=torch.int64, device=anchors.device)
+    if index is not None:
+        index = index.where(index >= 0, -1)
+    with torch.autocast(anchors.device.type, enabled=False):
+        for start in range(0, len(reference), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            usable = reference_labels[part] >= 0  # (C,)
+            rows = reference[part].to(anchors.dtype)  # (C, D)
+            # Empty slots may hold anything, NaN too, which 0 * NaN would let through. On the CPU it pays to look first;
+            # elsewhere that would wait for the device.
+            if anchors.device.type != "cpu" or not usable.all():
+                rows = rows.masked_fill(~usable[:, None], 0.0)
+            same = labels[:, None] == reference_labels[part]  # (B, C)
+            if index is not None and reference_index is not None:
+                theirs = reference_index[part]
+                usable = usable & (index[:, None] != theirs.where(theirs >= 0, -2))  # what is unknown differs
+            pull = same & usable
+            push = (anchors @ rows.T > margin) & ~same & usable
+            signs = push.view(torch.int8) - pull.view(torch.int8)  # (B, C), W of these columns
+            gradient.addmm_(signs.to(anchors.dtype), rows)
+            pulled += pull.count_nonzero()
+        total = (anchors * gradient).sum() + pulled
+    return total, gradient.mul_(sides)
+
+
+# An operator of its own: torch.compile would unroll the loop over a large bank.
+_pair_sum = torch.library.custom_op("prism_dml::pair_sum", _sum_pairs, mutates_args=())
+
+
+@_pair_sum.register_fake
+def _(anchors: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return anchors.new_empty(()), torch.empty_like(anchors)
+
+
+def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1])
+
+
+@once_differentiable
+def _pair_sum_backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    (gradient,) = ctx.saved_tensors
+    return grad_total * gradient, None, None, None, None, None, None, None
+
+
+_pair_sum.register_autograd(_pair_sum_backward, setup_context=_keep_gradient)
+
+
+class _SameInAll(torch.autograd.Function):
+    """What every process has; its gradient is the sum of what each one's part of the memory gives."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        anchors: Tensor,  # (B, D), the compute dtype
-        labels: Tensor,  # (B,)
-        index: Tensor,  # (B,)
-        reference: Tensor,  # (M, D), never saved: the caller may overwrite it before backward
-        reference_labels: Tensor,  # (M,)
-        reference_index: Tensor,  # (M,)
-        margin: float,
-        sides: int,
-        whole: Callable[[Tensor], Tensor],
-    ) -> Tensor:
-        gradient = torch.zeros_like(anchors)  # (B, D)
-        pulled = torch.zeros((), dtype=torch.int64, device=anchors.device)
-        with torch.autocast(anchors.device.type, enabled=False):
-            for start in range(0, len(reference), _CHUNK):
-                part = slice(start, start + _CHUNK)
-                filled = reference_labels[part] >= 0  # (C,)
-                # Empty slots may hold anything, NaN too, which 0 * NaN would let through.
-                rows = reference[part].to(anchors.dtype).masked_fill(~filled[:, None], 0.0)  # (C, D)
-                same = labels[:, None] == reference_labels[part]  # (B, C)
-                own = (index[:, None] == reference_index[part]) & (index >= 0)[:, None]
-                usable = filled & ~own
-                pull = same & usable
-                push = (anchors @ rows.T > margin) & ~same & usable
-                signs = push.view(torch.int8) - pull.view(torch.int8)  # (B, C), W of these columns
-                gradient.addmm_(signs.to(anchors.dtype), rows)
-                pulled += pull.count_nonzero()
-            gradient = whole(gradient)
-            total = (anchors * gradient).sum() + whole(pulled)
-        ctx.save_for_backward(gradient.mul_(sides))
-        return total
+    def forward(ctx: Any, tensor: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.total = total
+        return tensor.view_as(tensor)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return grad_output * gradient, None, None, None, None, None, None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.total(gradient.clone()), None
 
 
-def _alone(tensor: Tensor) -> Tensor:
-    """The sum over one process."""
-    return tensor
+class _SumOfAll(torch.autograd.Function):
+    """The sum over the processes, whose gradient each has whole."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
+        return total(tensor.clone())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
 
 
 def _check(name: str, embeddings: Tensor, labels: Tensor, index: Tensor | None) -> None:
@@ -114,9 +151,9 @@ class ContrastiveLoss(nn.Module):
         anchors = _compute_dtype(embeddings)
         position = torch.arange(len(anchors), device=anchors.device)
         # W is symmetric, so what a pair gives to its second side doubles the gradient of the first.
-        total: Tensor = _PairSum.apply(
-            anchors, labels, position, anchors.detach(), labels, position, self.margin, 2, _alone
-        )
+        total: Tensor = _pair_sum(
+            anchors, labels, position, anchors.detach(), labels, position, self.margin, 2
+        )[0]
         return total / max(len(anchors), 1)
 
 
@@ -171,11 +208,12 @@ class MemoryContrastiveLoss(ContrastiveLoss):
             raise ValueError(
                 f"embeddings have {embeddings.shape[1]} dimensions, the bank's {bank_embeddings.shape[1]}"
             )
-        if index is None or bank_index is None:
-            index, bank_index = torch.full_like(labels, -1), torch.full_like(bank_labels, -1)
         anchors = _compute_dtype(embeddings)
-        whole = sum_over_shares or _alone
-        total: Tensor = _PairSum.apply(
-            anchors, labels, index, bank_embeddings.detach(), bank_labels, bank_index, self.margin, 1, whole
-        )
+        shared = sum_over_shares is not None
+        own = _SameInAll.apply(anchors, sum_over_shares) if shared else anchors
+        total: Tensor = _pair_sum(
+            own, labels, index, bank_embeddings.detach(), bank_labels, bank_index, self.margin, 1
+        )[0]
+        if shared:
+            total = _SumOfAll.apply(total, sum_over_shares)
         return loss + self.bank_weight * (total / max(len(anchors), 1))

@@ -1,5 +1,7 @@
 """First-in-first-out memory of past embeddings with exact class sums."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -40,6 +42,7 @@ class MemoryBank(nn.Module):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         self.size, self.num_classes, self.embedding_dim = size, num_classes, embedding_dim
+        self._of = 1  # processes that hold a part each, see `ShardedBank`
         self.register_buffer("embeddings", torch.zeros(size, embedding_dim))  # (M, D)
         self.register_buffer("labels", torch.full((size,), -1))  # (M,), -1: empty slot
         self.register_buffer("index", torch.full((size,), -1))  # (M,), -1: sample not known
@@ -76,8 +79,6 @@ class MemoryBank(nn.Module):
         if index is not None and index.shape != (batch,):
             raise ValueError(f"expected index ({batch},), not {tuple(index.shape)}")
         check_labels(labels, self.num_classes)
-        if batch == 0:
-            return
         stored = min(batch, self.size)  # of a batch larger than the bank, only its last entries survive
         embeddings = embeddings[-stored:].detach().to(self.embeddings)
         labels = labels[-stored:].to(self.labels)
@@ -102,7 +103,7 @@ class MemoryBank(nn.Module):
 
     def _slots(self, entries: Tensor) -> Tensor:
         """Where entries lie, of those that are held here."""
-        return entries % self.size
+        return entries % self.size // self._of
 
     def _held(self, entries: Tensor) -> Tensor:
         """Which of the entries are held here: all."""
@@ -152,24 +153,63 @@ class MemoryBank(nn.Module):
         Returns:
             (B, D) float64 sums and (B,) counts. O(B.D) time for each entry that a sample has in the bank.
         """
-        index = index.to(self.index)
-        oldest = (self.total - self.size).clamp(min=0)
-        entry = self.latest[index % len(self.latest)].where(index >= 0, -1)
-        chain = [self._slots(entry)]  # the link that leads out of the memory is of another sample, or older
-        alive = [entry >= oldest]
-        while bool(alive[-1].any()):
-            entry = self.previous[chain[-1]].where(alive[-1], -1)
-            chain.append(self._slots(entry))
-            alive.append(entry >= oldest)
-        slots = torch.stack(chain[:-1] or chain)  # (L, B), L entries in the longest chain
-        own = torch.stack(alive[:-1] or alive) & (self.index[slots] == index) & (self.labels[slots] == labels)
-        return (self.embeddings[slots] * own[:, :, None]).sum(dim=0, dtype=torch.float64), own.sum(dim=0)
+        return _walk(  # type: ignore[no-any-return]
+            self.embeddings,
+            self.labels,
+            self.index,
+            self.latest,
+            self.previous,
+            self.total,
+            labels,
+            index,
+            self.size,
+            self._of,
+        )
+
+
+@torch.library.custom_op("prism_dml::own_entries", mutates_args=())
+def _walk(
+    embeddings: Tensor,  # (M, D)
+    bank_labels: Tensor,  # (M,)
+    bank_index: Tensor,  # (M,)
+    latest: Tensor,  # (M,)
+    previous: Tensor,  # (M,)
+    total: Tensor,  # ()
+    labels: Tensor,  # (B,)
+    index: Tensor,  # (B,)
+    size: int,
+    of: int,
+) -> tuple[Tensor, Tensor]:
+    """`MemoryBank.own_entries`. An operator of its own: how far to walk depends on the data, as no graph can."""
+    sums = embeddings.new_zeros(len(index), embeddings.shape[1], dtype=torch.float64)
+    counts = torch.zeros_like(labels)
+    oldest = (total - size).clamp(min=0)
+    entry = latest[index % len(latest)].where(index >= 0, -1)
+    alive = entry >= oldest
+    while bool(alive.any()):
+        slot = entry % size // of  # the link that leads out of the memory is of another sample, or older
+        own = alive & (bank_index[slot] == index) & (bank_labels[slot] == labels)
+        sums += torch.where(own[:, None], embeddings[slot], 0.0)
+        counts += own
+        entry = previous[slot].where(alive, -1)
+        alive = entry >= oldest
+    return sums, counts
+
+
+@_walk.register_fake
+def _(embeddings: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    labels = rest[5]
+    sums = embeddings.new_empty(len(labels), embeddings.shape[1], dtype=torch.float64)
+    return sums, torch.empty_like(labels)
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
     """ValueError if a label is outside [0, num_classes).
 
-    Only on the CPU: elsewhere the check would wait for the device, whose own indexing reports such a label.
+    Only on the CPU: elsewhere the check would wait for the device, whose own indexing reports such a label, as does
+    that of a compiled step.
     """
-    if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+    if torch.compiler.is_compiling() or labels.device.type != "cpu" or not len(labels):
+        return
+    if not 0 <= labels.min() <= labels.max() < num_classes:
         raise ValueError(f"labels must be in [0, {num_classes}), not {labels.min()} to {labels.max()}")

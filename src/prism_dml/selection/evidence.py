@@ -17,6 +17,10 @@ from prism_dml.selection.similarity import (
 
 Similarity = Literal["centre", "exact", "vmf", "proxy"]
 
+_CACHED = (
+    1 << 18
+)  # similarities weighed at a time on the CPU: the passes over them then stay in a core's cache
+
 
 class Evidence(NamedTuple):
     """What is known of each label of a batch.
@@ -41,25 +45,41 @@ def weigh(scores: Tensor, present: Tensor, labels: Tensor, temperature: float = 
     """Evidence for labels from similarities.
 
     Args:
-        scores: (B, C) similarity T(x, k) of samples to classes; -inf where there is nothing to compare with.
+        scores: (B, C) similarity T(x, k) of samples to classes; -inf where there is nothing to compare with;
+            overwritten, as at B x C numbers each copy costs about as much as the softmax itself.
         present: (C,) whether any sample can be compared with class k.
         labels: (B,) given labels.
         temperature: of the softmax, above 0; published: 1.
 
     Source: PRISM (Liu et al., CVPR 2021), eq. 1, over the classes present.
     """
+    rows = max(len(labels), 1)
+    if scores.device.type == "cpu" and not torch.compiler.is_compiling():  # which joins the passes itself
+        rows = max(_CACHED // scores.shape[1], 1)
+    parts = [
+        _weigh_rows(some, present, given, temperature)
+        for some, given in zip(torch.split(scores, rows), torch.split(labels, rows), strict=True)
+    ]
+    return Evidence(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _weigh_rows(scores: Tensor, present: Tensor, labels: Tensor, temperature: float) -> Evidence:
     column = labels[:, None]
-    scores = scores.masked_fill(~present, -math.inf)
+    scores = scores.add_(torch.where(present, 0.0, -math.inf))
     given = scores.gather(1, column).squeeze(1)
     known = given > -math.inf
-    best_other = scores.scatter(1, column, -math.inf).amax(dim=1)
-    log_probability = (scores / temperature).log_softmax(dim=1).gather(1, column).squeeze(1)
+    sharpened = scores if temperature == 1 else scores / temperature
+    log_probability = sharpened.log_softmax(dim=1).gather(1, column).squeeze(1)
+    implausible = implausibility(scores, given, present, known)
+    best_other, nearest = scores.scatter_(1, column, -math.inf).max(dim=1)
+    # Of equals the first, as argmax does.
+    ahead = (given > best_other) | ((given == best_other) & (labels < nearest))
     return Evidence(
         log_probability=torch.where(known, log_probability, 0.0),
         known=known,
-        suggested=torch.where(known, scores.argmax(dim=1), labels),
+        suggested=torch.where(known & ~ahead, nearest, labels),
         margin=torch.where(known & (best_other > -math.inf), given - best_other, 0.0),
-        implausible=implausibility(scores, given, present, known),
+        implausible=implausible,
     )
 
 
@@ -81,20 +101,22 @@ def compare(
     Returns:
         (B, C) similarities and (C,) bool.
     """
-    pooled = bank.class_sums.new_zeros(())
+    counts, pooled = bank.class_counts, bank.class_sums.new_zeros(())
     if similarity == "vmf":
-        pooled = pooled_resultant(bank.class_sums.norm(dim=1), bank.class_counts)
-        scores = vmf_similarity(bank.class_sums, bank.class_counts, embeddings, pooled)
+        lengths = bank.class_sums.norm(dim=1)  # (C,)
+        pooled = pooled_resultant(lengths, counts)
+        scores = vmf_similarity(bank.centres, lengths, counts, embeddings, pooled)
     else:
         scores = (exact_similarity if similarity == "exact" else centre_similarity)(bank, embeddings)
-    present = bank.class_counts > 0
+    present = counts > 0
     if index is None:
         return scores, present
 
     own_sums, own_counts = bank.own_entries(labels, index)
-    sums, counts = bank.class_sums[labels] - own_sums, bank.class_counts[labels] - own_counts  # (B, D), (B,)
+    sums, counts = bank.class_sums[labels] - own_sums, counts[labels] - own_counts  # (B, D), (B,)
     if similarity == "vmf":
-        given = vmf_similarity(sums, counts, embeddings, pooled, paired=True)
+        means = sums / counts.clamp(min=1)[:, None]
+        given = vmf_similarity(means, sums.norm(dim=1), counts, embeddings, pooled, paired=True)
     else:
         given = (embeddings * sums).sum(dim=1) / counts.clamp(min=1)
     given = given.to(scores).masked_fill(counts == 0, -math.inf)

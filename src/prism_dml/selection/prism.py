@@ -201,7 +201,8 @@ class PRISM(nn.Module):
         labels = labels.long()
         with torch.autocast(embeddings.device.type, enabled=False):
             if class_similarities is not None:
-                scores, present = class_similarities.float(), torch.ones_like(self.bank.class_counts).bool()
+                scores = class_similarities.to(torch.float32, copy=True)
+                present = torch.ones_like(self.bank.class_counts, dtype=torch.bool)
             else:
                 scores, present = compare(self.bank, self.similarity, embeddings.float(), labels, index)
             return weigh(scores, present, labels, self.temperature)

@@ -41,11 +41,11 @@ class ShardedBank(MemoryBank):
         self, num_classes: int, embedding_dim: int, size: int, group: dist.ProcessGroup | None = None
     ) -> None:
         self._group = group
-        self._rank, self._of = dist.get_rank(group), dist.get_world_size(group)
-        if size < self._of:
-            raise ValueError(f"a bank of {size} cannot be shared out over {self._of} processes")
-        super().__init__(num_classes, embedding_dim, -(-size // self._of))
-        self.size = size
+        self._rank, of = dist.get_rank(group), dist.get_world_size(group)
+        if size < of:
+            raise ValueError(f"a bank of {size} cannot be shared out over {of} processes")
+        super().__init__(num_classes, embedding_dim, -(-size // of))
+        self.size, self._of = size, of
 
     def sum_over_shares(self, tensor: Tensor) -> Tensor:
         """Sum over the processes of what each makes of its part of the memory."""
@@ -80,9 +80,6 @@ class ShardedBank(MemoryBank):
             whole._relink()
         return whole
 
-    def _slots(self, entries: Tensor) -> Tensor:
-        return entries % self.size // self._of
-
     def _replace(
         self, entries: Tensor, embeddings: Tensor, labels: Tensor, index: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -103,7 +100,7 @@ class ShardedBank(MemoryBank):
         own = dict(state_dict)
         for name in ("embeddings", "labels", "index", "latest", "previous"):
             whole = state_dict[f"{prefix}{name}"]
-            part = whole.new_full(getattr(self, name).shape, -1)
+            part = torch.full_like(getattr(self, name), 0 if name == "embeddings" else -1)
             held = whole[self._rank :: self._of]
             part[: len(held)] = held
             own[f"{prefix}{name}"] = part

@@ -20,21 +20,29 @@ def centre_similarity(bank: MemoryBank, embeddings: Tensor) -> Tensor:
 
 def exact_similarity(bank: MemoryBank, embeddings: Tensor) -> Tensor:
     """Mean cosine to the entries of each class; (B, D) -> (B, C), O(B.M.D). Source: PRISM, eq. 2."""
-    sums = embeddings.new_zeros(len(embeddings), bank.num_classes)
+    sums = embeddings.new_zeros(bank.num_classes, len(embeddings))
     for start in range(0, len(bank.labels), _CHUNK):
         labels = bank.labels[start : start + _CHUNK]
-        cosines = embeddings @ bank.embeddings[start : start + _CHUNK].T  # (B, chunk)
-        sums.index_add_(1, labels.clamp(min=0), cosines * (labels >= 0))
-    return bank.sum_over_shares(sums) / bank.class_counts.clamp(min=1)
+        cosines = bank.embeddings[start : start + _CHUNK] @ embeddings.T  # (chunk, B): rows add up faster
+        sums.index_add_(0, labels.clamp(min=0), cosines)  # an empty slot is a row of zeros
+    sums = bank.sum_over_shares(sums)
+    return sums.T.contiguous().div_(bank.class_counts.clamp(min=1))
 
 
 def vmf_similarity(
-    sums: Tensor, counts: Tensor, embeddings: Tensor, pooled: Tensor, *, paired: bool = False
+    means: Tensor,
+    lengths: Tensor,
+    counts: Tensor,
+    embeddings: Tensor,
+    pooled: Tensor,
+    *,
+    paired: bool = False,
 ) -> Tensor:
     """Log-density of embeddings under one von Mises-Fisher distribution for each class.
 
     Args:
-        sums: (C, D) sums of each class's unit vectors; or (B, D), one class for each sample, if `paired`.
+        means: (C, D) mean of each class's unit vectors; or (B, D), one class for each sample, if `paired`.
+        lengths: (C,) or (B,) length of each class's sum of unit vectors, float64.
         counts: (C,) or (B,) number of vectors in each sum.
         embeddings: (B, D) unit vectors.
         pooled: scalar, squared mean resultant length typical of the bank's classes (`pooled_resultant`).
@@ -46,12 +54,11 @@ def vmf_similarity(
     Source: Liu et al., arXiv 2108.01431 (vMF-Sim); kappa: Banerjee et al., JMLR 2005, eq. 4.4.
     """
     dim = embeddings.shape[1]
-    norms = sums.norm(dim=1)
-    means = (sums / norms.clamp(min=1e-12)[:, None]).to(embeddings)
-    kappa = concentration(squared_resultant(norms, counts, pooled), dim)
-    cosines = (embeddings * means).sum(dim=1) if paired else embeddings @ means.T
-    density: Tensor = cosines * kappa.to(cosines) + log_normaliser(kappa, dim).to(cosines)
-    return density
+    kappa = concentration(squared_resultant(lengths, counts, pooled), dim)
+    scale = (kappa * counts / lengths.clamp(min=1e-12)).to(embeddings)  # kappa / length of the mean
+    means = means.to(embeddings)
+    products = (embeddings * means).sum(dim=1) if paired else embeddings @ means.T
+    return products.mul_(scale).add_(log_normaliser(kappa, dim).to(embeddings))
 
 
 def squared_resultant(norms: Tensor, counts: Tensor, pooled: Tensor, prior: float = 2.0) -> Tensor:
@@ -98,10 +105,11 @@ def log_normaliser(kappa: Tensor, dim: int) -> Tensor:
     kappa = kappa.double()
     root = torch.sqrt(1 + (kappa / v) ** 2)
     t = 1 / root
-    correction = 1 + (
-        (3 * t - 5 * t**3) / 24 / v
-        + (81 * t**2 - 462 * t**4 + 385 * t**6) / 1152 / v**2
-        + (30375 * t**3 - 369603 * t**5 + 765765 * t**7 - 425425 * t**9) / 414720 / v**3
+    u = t * t
+    correction = 1 + t / v * (
+        (3 - 5 * u) / 24
+        + t / v * (81 + u * (385 * u - 462)) / 1152
+        + u / v**2 * (30375 + u * (u * (765765 - 425425 * u) - 369603)) / 414720
     )
     log_bessel_less_power = (
         v * (root - torch.log1p(root) - math.log(v))

@@ -56,8 +56,8 @@ class SmoothTopR(nn.Module):
             return known, self._as_probability(self.quantiles.nanmean())
         values = log_probability if self.in_logarithms else log_probability.exp()
         quantile = _quantile(values, known, noise_rate)
-        slot = self.seen % len(self.quantiles)
-        self.quantiles[slot] = torch.where(known.any(), quantile, self.quantiles[slot])
+        place = torch.arange(len(self.quantiles), device=known.device)  # indexing would wait for the device
+        self.quantiles.masked_fill_((place == self.seen % len(place)) & known.any(), quantile)
         self.seen += known.any()
         threshold = self.quantiles.nanmean().where(noise_rate > 0, math.nan)  # nothing is below NaN
         # Equal probabilities (a collapsed network's) must not all fall to the rounding of their mean.
