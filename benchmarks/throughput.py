@@ -5,7 +5,7 @@
 Needs grocery.parquet in $PRISM_DATA. Whole training is `prism_dml.training.train` itself (MCL + PRISM, its estimate of
 the noise rate included, batches of 64): images a second from the first step after the warm-up to the last. In the same
 run, the parts of every step are timed by processor time, each without the parts inside it. Loading alone is batches
-made and thrown away: from the cache, and decoded anew by workers. What is in results.json already is not measured again.
+made and thrown away: from the cache, and decoded anew by workers. What results.json holds is not measured again.
 """
 
 import argparse
@@ -192,7 +192,8 @@ def draw(results: dict, file: Path) -> None:
         done = [a + b for a, b in zip(done, shares, strict=True)]
     right.set_xlabel("% of a step")
     right.invert_yaxis()
-    right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3, frameon=False)
+    right.margins(x=0)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
     for panel in (left, right):
         panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=120)

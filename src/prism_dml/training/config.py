@@ -1,5 +1,6 @@
 """What can be set about a training run; imports nothing heavy, so that the command line answers at once."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,6 +70,9 @@ class TrainConfig(MethodConfig):
     def __post_init__(self) -> None:
         """ValueError on a value outside its range."""
         super().__post_init__()
+        for name in ("lr", "proxy_lr", "weight_decay"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be finite, not {getattr(self, name)}")
         positive = (
             "embedding_dim", "steps", "classes_per_batch", "samples_per_class", "lr", "proxy_lr", "validate_every",
             "log_every", "checkpoint_every", "max_bad_steps", "devices",
