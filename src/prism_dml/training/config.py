@@ -1,10 +1,11 @@
 """What can be set about a training run; imports nothing heavy, so that the command line answers at once."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from prism_dml.methods.config import MethodConfig
+
+_LARGEST = 1e37  # an optimiser multiplies rates by up to ten, and float32 ends at 3.4e38
 
 
 @dataclass
@@ -71,8 +72,8 @@ class TrainConfig(MethodConfig):
         """ValueError on a value outside its range."""
         super().__post_init__()
         for name in ("lr", "proxy_lr", "weight_decay"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} must be finite, not {getattr(self, name)}")
+            if not getattr(self, name) < _LARGEST:
+                raise ValueError(f"{name} must be below {_LARGEST:g}, not {getattr(self, name)}")
         positive = (
             "embedding_dim", "steps", "classes_per_batch", "samples_per_class", "lr", "proxy_lr", "validate_every",
             "log_every", "checkpoint_every", "max_bad_steps", "devices",
