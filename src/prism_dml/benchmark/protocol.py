@@ -262,10 +262,7 @@ def _fields(file: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
         held = yaml.safe_load(file.read_text(encoding="utf-8"))
     except RecursionError:
         raise ValueError(f"{file}: not YAML: nested too deeply") from None
-    except (
-        yaml.YAMLError,
-        ValueError,
-    ) as error:  # ValueError: no UTF-8, a date that is none, a number without end
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, a date or a number that is none
         raise ValueError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(held, dict):
         raise ValueError(f"{file}: expected fields with values")
