@@ -60,9 +60,8 @@ class Embedder(nn.Module):
             raise ValueError(f"resize_ratio must be at least 1, got {resize_ratio}")
         self.seed, self.starts_trained = seed, pretrained or weights is not None
         options = dict(backbone_options or {})
-        if loading := sorted(
-            _LOADING & options.keys()
-        ):  # a model's description must not make timm read other files
+        # A model's description must not make timm read other files.
+        if loading := sorted(_LOADING & options.keys()):
             raise ValueError(f"{loading[0]} is no argument for a backbone: give pretrained or weights")
         # Only the CPU's generator: torch.manual_seed would seed the accelerators' too.
         with torch.random.fork_rng(devices=[]):
