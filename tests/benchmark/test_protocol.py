@@ -79,6 +79,7 @@ def test_unknown_protocols_and_files_that_are_none(tmp_path):
         ("a: [", "not YAML"),
         ("- a", "expected fields"),
         ("extends: y.yaml", "no file y.yaml"),
+        ("extends: x.yaml", "it extends itself"),
     ]:
         file.write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=message):

@@ -14,11 +14,23 @@ def test_a_line_that_was_cut_short_is_forgotten_and_the_next_one_stands_alone(tm
     assert [record["key"] for record in read_records(file)] == ["a", "c"]
 
 
-def test_other_damage_is_named(tmp_path):
+def test_names_may_hold_any_character(tmp_path):
+    """Some of them end a line for Python, but not in JSON."""
+    file, record = tmp_path / "results.jsonl", {"key": "a", "error": None, "row": "a\u2028b\x85c\x1dd\ne"}
+    append_record(file, record)
+    append_record(file, record)
+    assert read_records(file) == [record, record]
+
+
+@pytest.mark.parametrize(
+    "line", [b"nonsense", b'"\xff"', b"3", b'{"key": "a"}', b'{"error": null}', b"[" * 100_000]
+)
+def test_other_damage_is_named(tmp_path, line):
     file = tmp_path / "results.jsonl"
-    file.write_text('{"key": "a"}\nnonsense\n', encoding="utf-8")
-    with pytest.raises(ValueError, match="results.jsonl, line 2: damaged"):
+    file.write_bytes(b'{"key": "a", "error": null}\n' + line + b"\n")
+    with pytest.raises(ValueError, match="results.jsonl, line 2: damaged") as caught:
         read_records(file)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_run_that_succeeded_once_has_not_failed():

@@ -110,6 +110,18 @@ def test_config_file_mistakes_name_what_is_wrong(tmp_path):
     assert "noise_rates" in error("d", "--out", "o", "--config", str(file))
     file.write_text("batch_size: many\n", encoding="utf-8")
     assert error("d", "--out", "o", "--config", str(file)) == "--batch-size: expected an integer, got 'many'"
+    for name, expected in [
+        ("batch_size", "an integer"),
+        ("noise_rate", "a number or auto"),
+        ("method", "one of prism, plain"),
+    ]:
+        file.write_text(f"{name}: null\n", encoding="utf-8")
+        spelled = f"--{name.replace('_', '-')}"
+        assert (
+            error("d", "--out", "o", "--config", str(file)) == f"{spelled}: expected {expected}, got 'null'"
+        )
+    file.write_text("bank_size: null\n", encoding="utf-8")
+    assert parsed("d", "--out", "o", "--config", str(file))["config"] == Settings()
 
 
 def test_help_has_types_defaults_and_no_python_spelling(capsys):

@@ -70,6 +70,15 @@ def test_parquet_that_does_not_fit(tmp_path, columns, message):
         read_embeddings(tmp_path / "e.parquet")
 
 
+def test_names_that_are_no_text(tmp_path):
+    bad = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xe2")]
+    )
+    pq.write_table(pa.table({"embedding": [[1.0]], "label": bad}), tmp_path / "e.parquet")
+    with pytest.raises(ValueError, match="e.parquet: not a readable parquet file: .*utf-8"):
+        read_embeddings(tmp_path / "e.parquet")
+
+
 @pytest.mark.parametrize("name", ["e.npz", "e.parquet"])
 def test_files_that_are_something_else(tmp_path, name):
     for content in (b"", b"not this"):

@@ -1,4 +1,4 @@
-"""Damaged and malformed lists and parquet files: read, or refused with one line that names the file; nothing else.
+"""Damaged and malformed lists, parquet files and embeddings: read, or refused with one line that names the file.
 
 A second or two each; PRISM_FUZZ_SECONDS=600 goes on for longer, with other inputs each time.
 """
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from prism_dml.data.embeddings import read_embeddings
 from prism_dml.data.readers import read_table
 
 SECONDS = float(os.environ.get("PRISM_FUZZ_SECONDS", 1.0))
@@ -187,6 +188,48 @@ def test_malformed_parquet(tmp_path: Path) -> None:
         path = tmp_path / "data.parquet"
         path.write_bytes(encoded(table, row_group_size=2))
         outcomes.add(read_or_refuse(path, name))
+    assert outcomes == {True, False}
+
+
+def test_damaged_embeddings(tmp_path: Path) -> None:
+    """What `prism embed` writes, damaged: vectors, or one line."""
+    arrays = {
+        "embeddings": np.ones((6, 4), np.float32),
+        "labels": np.arange(6) % 2,
+        "classes": np.array(["a", "b"]),
+    }
+    arrays["paths"] = np.array([f"{i}.png" for i in range(6)])
+    wholes = []
+    for save in (np.savez, np.savez_compressed):
+        save(file := io.BytesIO(), **arrays)
+        wholes.append((".npz", file.getvalue()))
+    rows = {
+        "path": arrays["paths"].tolist(),
+        "label": ["a", "b"] * 3,
+        "embedding": arrays["embeddings"].tolist(),
+    }
+    wholes.append((".parquet", encoded(pa.table(rows))))
+    outcomes = set()
+    for name, generator in inputs():
+        suffix, data = wholes[generator.integers(len(wholes))]
+        path = tmp_path / f"e{suffix}"
+        path.write_bytes(
+            mutated(
+                data, generator, [b"PK\3\4", b"\0" * 8, b"\xff" * 8, b"{", b"\x93NUMPY", b"(9" + b"9" * 30]
+            )
+        )
+        try:
+            found = read_embeddings(path)
+        except ValueError as error:
+            message = str(error)
+            assert "\n" not in message and path.name in message and len(message) < 1000, f"{name}: {message}"
+            outcomes.add(False)
+        except Exception as error:
+            raise AssertionError(f"{name}: {type(error).__name__}: {error}") from error
+        else:
+            assert len(found.vectors) == len(found.labels) == len(found.paths) > 0, name
+            assert found.vectors.dtype == np.float32 and np.isfinite(found.vectors).all(), name
+            outcomes.add(True)
     assert outcomes == {True, False}
 
 

@@ -56,6 +56,28 @@ def test_scores_match_loops(queries, references, classes, chunk_bytes, ks, seed)
         torch.testing.assert_close(values, expected[name], equal_nan=True)
 
 
+@pytest.mark.parametrize("chunk_bytes", [20_000, CHUNK_BYTES])
+@pytest.mark.parametrize("unit", [True, False])
+def test_equal_to_the_definition_in_double_precision(chunk_bytes, unit):
+    """MAP@R by a full sort of all similarities."""
+    generator = np.random.default_rng(0)
+    labels = np.append(generator.integers(0, 90, 900), [90] * 60)  # R from a few to 59
+    rows = generator.normal(size=(91, 16))[labels] + 0.8 * generator.normal(size=(960, 16))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True) if unit else 3 * rows).astype(np.float32)
+    exact = rows.astype(np.float64)
+    exact /= np.linalg.norm(exact, axis=1, keepdims=True)
+    similarities = exact @ exact.T
+    np.fill_diagonal(similarities, -np.inf)
+    expected = []
+    for i, order in enumerate(np.argsort(-similarities, axis=1)):
+        relevant = (labels == labels[i]).sum() - 1
+        matches = labels[order[:relevant]] == labels[i]
+        expected.append((matches.cumsum() / np.arange(1, relevant + 1))[matches].sum() / relevant)
+    got = retrieval_scores(rows, labels, chunk_bytes=chunk_bytes)["map_at_r"].numpy()
+    assert np.abs(got - expected).max() < 1e-6
+    assert 0.2 < np.mean(expected) < 0.8
+
+
 def test_metrics_average_the_scores():
     generator = np.random.default_rng(0)
     rows, labels = generator.normal(size=(60, 3)), np.append(generator.integers(0, 5, 58), [77, 78])

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 from prism_dml.retrieval import nearest_neighbours
+from prism_dml.retrieval.neighbours import unit_rows
 
 
 def corners(n: int, seed: int) -> torch.Tensor:
@@ -111,6 +112,31 @@ def test_mistakes(query, reference, k, message):
 def test_bad_chunk():
     with pytest.raises(ValueError, match="chunk_bytes"):
         nearest_neighbours(np.ones((3, 2)), None, 1, chunk_bytes=0)
+
+
+@pytest.mark.parametrize("among_themselves", [True, False])
+@pytest.mark.parametrize("k", [1, 7, 90])
+def test_references_that_become_better_and_better(among_themselves, k):
+    """The opposite of what makes the search fast: every block beats all before it."""
+    angles = torch.linspace(3, 0, 400, dtype=torch.float64)
+    rows = torch.stack([angles.cos(), angles.sin()], dim=1)
+    base = None if among_themselves else rows
+    query = rows if among_themselves else rows[-5:]
+    similarities, indices = nearest_neighbours(query, base, k, chunk_bytes=4096)
+    expected = naive(query.float(), None if base is None else base.float(), k)
+    torch.testing.assert_close(similarities, expected[0])
+    found = (query[:, None] * rows[indices]).sum(-1).float()  # rounding may order equals otherwise
+    torch.testing.assert_close(found, expected[0])
+
+
+def test_rows_of_unit_length_are_not_copied():
+    rows = torch.nn.functional.normalize(
+        torch.randn(50, 8, generator=torch.Generator().manual_seed(0)), dim=1
+    )
+    assert unit_rows(rows, "rows").data_ptr() == rows.data_ptr()
+    assert unit_rows(2 * rows, "rows").allclose(rows)
+    rows[3] *= 1.001
+    assert (unit_rows(rows, "rows").norm(dim=1) - 1).abs().max() < 1e-6
 
 
 def test_never_holds_all_similarities():

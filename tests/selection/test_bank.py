@@ -40,6 +40,13 @@ class BankAgainstList(RuleBasedStateMachine):
         self.entries = self.entries[-self.size :]
         self.total += batch
 
+    @rule(size=st.integers(1, 12))
+    def resize(self, size: int) -> None:
+        self.bank.resize(size)
+        self.size = size
+        self.entries = self.entries[-size:]
+        self.total = len(self.entries)
+
     @rule()
     @precondition(lambda self: self.entries)
     def save_and_load(self) -> None:
@@ -134,6 +141,15 @@ def test_everything_is_in_the_state() -> None:
     bank = MemoryBank(2, 4, 5)
     tensors = {name for name, value in vars(bank).items() if isinstance(value, torch.Tensor)}
     assert not tensors and set(bank.state_dict()) == {name for name, _ in bank.named_buffers()}
+
+
+@pytest.mark.parametrize("size", [0, -3])
+def test_a_memory_of_no_slots_is_refused_and_nothing_is_lost(size: int) -> None:
+    bank = MemoryBank(2, 4, 5)
+    bank.enqueue(torch.rand(3, 4), torch.tensor([0, 1, 1]))
+    with pytest.raises(ValueError, match="size must be at least 1"):
+        bank.resize(size)
+    assert len(bank) == 3 and bank.size == 5
 
 
 @pytest.mark.parametrize("sizes", [(0, 4, 5), (2, 0, 5), (2, 4, 0), (2, 4, -1)])

@@ -146,7 +146,7 @@ def test_temperature_against_loops() -> None:
 
 
 class SelectorAgainstLoops(RuleBasedStateMachine):
-    """Any order of scoring, judging, remembering, saving and loading, against the loops."""
+    """Any order of scoring, judging, remembering, resizing, saving and loading, against the loops."""
 
     @initialize(
         rate=st.sampled_from([0.0, 0.2, 0.5]),
@@ -159,8 +159,8 @@ class SelectorAgainstLoops(RuleBasedStateMachine):
     )
     def start(self, rate, similarity, threshold, bank_size, window, warmup, seed) -> None:
         self.generator = torch.Generator().manual_seed(seed)
-        self.new = lambda: PRISM(C, D, rate, similarity, bank_size, window, threshold, warmup)
-        self.prism, self.naive = self.new(), NaivePRISM(rate, threshold, bank_size, window, warmup)
+        self.new = lambda size: PRISM(C, D, rate, similarity, size, window, threshold, warmup)
+        self.prism, self.naive = self.new(bank_size), NaivePRISM(rate, threshold, bank_size, window, warmup)
         self.kept: tuple[Tensor, Tensor, Tensor] | None = None
 
     @rule(batch=st.integers(0, 9), classes=st.integers(1, C))
@@ -196,9 +196,15 @@ class SelectorAgainstLoops(RuleBasedStateMachine):
 
     @rule()
     def save_and_load(self) -> None:
-        restored = self.new()
+        restored = self.new(self.naive.bank_size)
         restored.load_state_dict({key: value.clone() for key, value in self.prism.state_dict().items()})
         self.prism = restored
+
+    @rule(size=st.integers(1, 30))
+    def resize(self, size: int) -> None:
+        self.prism.bank.resize(size)
+        self.naive.bank_size = size
+        self.naive.bank = self.naive.bank[-size:]
 
     @invariant()
     def the_memory_is_that_of_the_loops(self) -> None:

@@ -10,7 +10,9 @@ from prism_dml.training import TrainConfig
 @pytest.mark.parametrize(
     "name, value",
     [("steps", 0), ("embedding_dim", 0), ("classes_per_batch", 0), ("samples_per_class", -1), ("lr", 0.0),
-     ("lr", math.nan), ("proxy_lr", -1.0), ("validate_every", 0), ("log_every", 0), ("checkpoint_every", 0),
+     ("lr", math.nan), ("lr", math.inf), ("proxy_lr", math.inf), ("weight_decay", math.nan), ("bank_weight", math.nan),
+     ("bank_weight", math.inf), ("lr", 1e38), ("proxy_lr", -1.0),
+     ("validate_every", 0), ("log_every", 0), ("checkpoint_every", 0),
      ("devices", 0), ("weight_decay", -0.1), ("lr_warmup", -1), ("workers", -1), ("seed", -1), ("validation", 1.0),
      ("validation", -0.1), ("max_unreadable", -0.1), ("noise_rate", 1.0), ("noise_rate", math.nan)],
 )  # fmt: skip

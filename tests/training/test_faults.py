@@ -1,18 +1,22 @@
-"""What befalls a run from outside: a full disk, kill -9 in the middle of writing. The last checkpoint stays whole."""
+"""What befalls a run: kill -9 at any moment, a full disk, an exploding loss. The last checkpoint stays whole."""
 
+import json
 import os
 import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from prism_dml.cli.main import main
+from prism_dml.models import load
 from prism_dml.training import TrainConfig, loop, train
 from prism_dml.training.checkpoint import FILE
+from prism_dml.training.log import Log
 
 OPTIONS = {
     "image_size": 16, "embedding_dim": 8, "steps": 12, "classes_per_batch": 4, "samples_per_class": 3,
@@ -69,44 +73,107 @@ def test_a_full_disk_ends_a_run_with_one_line_and_a_whole_checkpoint(
     assert left_behind(out) == whole
 
 
-SLOW = """
-import sys, time
+KILLED = """
+import os, signal, sys
 from pathlib import Path
+import pandas as pd
 from prism_dml.cli.main import main
 from prism_dml.models import files
+from prism_dml.training.guard import Guard
 
-written, save = [], files.save_file
+what, number = sys.argv[1], int(sys.argv[2])
+seen = []
 
-def half(tensors, path, notes):
-    save(tensors, path, notes)
-    written.append(path)
-    if len(written) == 2:
-        content = Path(path).read_bytes()
-        Path(path).write_bytes(content[: len(content) // 2])
-        Path(sys.argv[1]).touch()
-        time.sleep(600)
+def killed_at(name):
+    if what in str(name):
+        seen.append(name)
+    if len(seen) == number:
+        os.kill(os.getpid(), signal.SIGKILL)
 
-files.save_file = half
-main(sys.argv[2:])
+def half(write, place):
+    def written(*arguments, **options):
+        write(*arguments, **options)
+        path = Path(arguments[place])
+        if what in path.name and len(seen) == number - 1:
+            os.truncate(path, path.stat().st_size // 2)
+        killed_at(path.name)
+    return written
+
+remember = Guard.remember
+Guard.remember = lambda self: (killed_at("a step"), remember(self))
+files.save_file = half(files.save_file, 1)
+Path.write_bytes = half(Path.write_bytes, 0)
+Path.write_text = half(Path.write_text, 0)
+pd.DataFrame.to_parquet = half(pd.DataFrame.to_parquet, 1)
+main(sys.argv[3:])
 """
 
 
-def test_kill_9_in_the_middle_of_a_checkpoint_loses_only_the_steps_since_the_last(
-    folder: Path, whole, tmp_path: Path
+def killed(folder: Path, out: Path, what: str, number: int) -> None:
+    """A run that kill -9 ends at the given moment, once for certain."""
+    command = [sys.executable, "-c", KILLED, what, str(number), *arguments(folder, out)]
+    result = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=200)
+    assert result.returncode == -signal.SIGKILL
+    assert not (out / "run.json").exists(), "it is not finished"
+
+
+@pytest.mark.parametrize(
+    ("what", "number"),
+    [
+        ("a step", 7),
+        ("checkpoint", 1),
+        ("checkpoint", 2),
+        ("model-", 1),
+        ("model.json", 1),
+        ("samples", 1),
+        ("run.json", 1),
+    ],
+)
+def test_kill_9_at_any_moment_loses_only_the_steps_since_the_last_checkpoint(
+    what, number, folder: Path, whole, tmp_path: Path
 ) -> None:
-    out, flag = tmp_path / "run", tmp_path / "half"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = subprocess.Popen(
-        [sys.executable, "-c", SLOW, str(flag), *arguments(folder, out)], env=environment
-    )
-    try:
-        deadline = time.monotonic() + 100
-        while not flag.exists() and command.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert flag.exists()
-    finally:
-        command.send_signal(signal.SIGKILL)
-        command.wait()
-    assert [path.stat().st_size > 0 for path in out.glob(".*.tmp")] == [True], "half of a checkpoint is left"
-    train(folder, CONFIG, out, resume=True)
+    """In a step, and in the middle of each file that is written: half of it is there, and is never read."""
+    out = tmp_path / "run"
+    killed(folder, out, what, number)
+    half = [path for path in out.rglob(".*.tmp") if what in path.name]
+    assert len(half) == (what != "a step"), "half of a file is left, under a name that nobody reads"
+    if what == "model.json":
+        with pytest.raises(ValueError, match="no model in"):
+            load(out)
+    if (what, number) == ("checkpoint", 1):
+        with pytest.raises(ValueError, match="there is no checkpoint to go on from"):
+            train(folder, CONFIG, out, resume=True)
+        train(folder, CONFIG, out)
+    else:
+        train(folder, CONFIG, out, resume=True)
     assert left_behind(out) == whole, "nor is the half of one left"
+
+
+def test_a_full_disk_names_the_log(tmp_path: Path) -> None:
+    log = Log(tmp_path / "metrics.jsonl")
+    log.write({"step": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (log.size(), limits[1]))
+    try:
+        with pytest.raises(OSError, match="metrics.jsonl cannot be written: ") as caught:
+            log.write({"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loss_that_explodes_ends_the_command_with_one_line_and_the_last_good_checkpoint(
+    folder: Path, tmp_path: Path, capsys
+) -> None:
+    """Really: a learning rate that makes every weight overflow. What is left is finite, and a run can go on from it."""
+    out = tmp_path / "run"
+    options = [*arguments(folder, out), "--lr=1e30", "--lr-warmup=0", "--steps=60", "--max-bad-steps=3"]
+    assert main([*options, "--checkpoint-every=1"]) == 2
+    error = capsys.readouterr().err
+    assert "the loss or its gradient was not finite in 3 steps in a row, up to step" in error
+    assert error.startswith("prism: error: ") and error.count("\n") == 1
+    with safe_open(out / FILE, framework="pt") as file:
+        step = json.loads(file.metadata()["notes"])["step"]
+    assert f"up to step {step + 1}:" in error
+    tensors = load_file(out / FILE)
+    assert all(value.isfinite().all() for key, value in tensors.items() if key.startswith("method/embedder"))

@@ -43,7 +43,7 @@ def from_yaml(kind: Any, value: Any, where: str) -> Any:
     if kind is float and not isinstance(value, bool):
         try:
             return float(value)  # YAML 1.1 takes 1e-3, which has no dot, for text
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             pass
     elif isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -212,8 +211,6 @@ class Protocol:
         if settings.get("noise_rate") == KNOWN:
             settings["noise_rate"] = 0.0
         config: TrainConfig = from_yaml(TrainConfig, settings | method, where)
-        if not math.isfinite(config.lr):
-            raise ValueError(f"{where}: lr must be finite")
         return config
 
     def representative(self, row: Row) -> Row:
@@ -257,11 +254,15 @@ def _load(file: Path, where: str) -> Protocol:
     return protocol
 
 
-def _fields(file: Path) -> dict[str, Any]:
+def _fields(file: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The fields of a file, and of the file that it extends."""
+    if file.resolve() in extended_by:
+        raise ValueError(f"{file}: it extends itself")
     try:
         held = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ValueError(f"{file}: not YAML: nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, a date or a number that is none
         raise ValueError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(held, dict):
         raise ValueError(f"{file}: expected fields with values")
@@ -270,4 +271,4 @@ def _fields(file: Path) -> dict[str, Any]:
         return held
     if not (file.parent / str(base)).is_file():
         raise ValueError(f"{file}: extends: there is no file {base}")
-    return {**_fields(file.parent / str(base)), **held}
+    return {**_fields(file.parent / str(base), (*extended_by, file.resolve())), **held}

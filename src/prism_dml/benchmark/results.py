@@ -23,11 +23,16 @@ def read_records(file: Path) -> list[Record]:
     if whole < len(content):
         os.truncate(file, whole)
     records: list[Record] = []
-    for number, line in enumerate(content[:whole].decode("utf-8").splitlines(), start=1):
+    for number, line in enumerate(
+        content[:whole].split(b"\n")[:-1], start=1
+    ):  # as bytes: names may hold U+2028
         try:
-            records.append(json.loads(line))
-        except ValueError as error:
+            record = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{file}, line {number}: damaged: {error}") from error
+        if not (isinstance(record, dict) and isinstance(record.get("key"), str) and "error" in record):
+            raise ValueError(f"{file}, line {number}: damaged: not the record of a run")
+        records.append(record)
     return records
 
 

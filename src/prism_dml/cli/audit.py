@@ -212,11 +212,15 @@ def _matched(file: Path, paths: Sequence[str], labels: list[str], whole: ImageTa
 
 
 def _write_issues(result: Audit, out: Path) -> None:
+    from prism_dml.files import replacing
+
     rows: pd.DataFrame = result.issues.copy()
     rows.insert(0, "path", result.paths)
     rows.insert(0, "index", result.index)
-    rows.to_csv(out / "issues.csv", index=False)
-    rows.to_parquet(out / "issues.parquet", index=False)
+    with replacing(out / "issues.csv") as temporary:
+        rows.to_csv(temporary, index=False)
+    with replacing(out / "issues.parquet") as temporary:
+        rows.to_parquet(temporary, index=False)
 
 
 def _summary(result: Audit, source: Path, data: str | None, split: str | None) -> dict[str, Any]:

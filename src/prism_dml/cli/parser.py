@@ -68,6 +68,9 @@ def parse(function: Callable[..., object], program: str, arguments: Sequence[str
         values = parser.parse_args(list(arguments))
     except argparse.ArgumentError as error:
         raise ValueError(parser.explain(error.message)) from error
+    for name, kind in types_of.items():  # null in a file is let through, whatever the type
+        if name not in configs and values[name] is None and not _admits_null(kind):
+            raise ValueError(parser.explain(f'Parser key "{name}": Got value: null'))
     keywords = {name: values[name] for name in options}
     for name, kind in configs.items():
         fields = [field.name for field in dataclasses.fields(kind) if field.init]
@@ -151,6 +154,10 @@ class _HelpFormatter(DefaultHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         return (action.help or "") + getattr(action, "note", "")
+
+
+def _admits_null(annotation: Any) -> bool:
+    return annotation is Any or type(None) in get_args(annotation)
 
 
 def _spelling(action: argparse.Action) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,14 +56,16 @@ def read_embeddings(file: Path) -> LabelledEmbeddings:
 
 def _read_npz(file: Path) -> tuple[NDArray[Any], list[str], list[str]]:
     try:
-        with np.load(file, allow_pickle=False) as content:
+        # Opened here: numpy leaves open what it cannot read.
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
             arrays = {
                 name: content[name]
                 for name in ("embeddings", "labels", "classes", "paths")
                 if name in content
             }
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        raise ValueError(f"{file}: not a readable .npz file: {error}") from error
+    except Exception as error:  # numpy, zipfile and zlib have no kind of error in common
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{file}: not a readable .npz file: {reason}") from error
     missing = next((name for name in ("embeddings", "labels") if name not in arrays), None)
     if missing is not None:
         raise ValueError(f"{file}: no array '{missing}'")
@@ -83,12 +84,11 @@ def _read_npz(file: Path) -> tuple[NDArray[Any], list[str], list[str]]:
 
 def _read_parquet(file: Path) -> tuple[NDArray[Any], list[str], list[str]]:
     try:
-        rows = pq.read_table(file)
-    except (pa.ArrowException, OSError) as error:
+        return _from_rows(file, pq.read_table(file))
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{file}: not a readable parquet file: {str(error).partition(chr(10))[0]}"
         ) from error
-    return _from_rows(file, rows)
 
 
 def _from_rows(file: Path, rows: pa.Table) -> tuple[NDArray[Any], list[str], list[str]]:

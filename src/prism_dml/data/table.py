@@ -260,4 +260,4 @@ def renumber(numbers: IntArray, place: ArrayLike) -> IntArray:
 
 
 def _is_whole_number(name: str) -> bool:
-    return name.removeprefix("-").isdecimal()
+    return name.removeprefix("-").isdecimal() and len(name) < 1000  # Python reads no number of any length

@@ -46,7 +46,7 @@ class MethodConfig:
         """ValueError on a value outside its range."""
         if self.noise_rate != "auto" and not 0 <= self.noise_rate < 1:
             raise ValueError(f"noise_rate must be auto or in [0, 1), not {self.noise_rate}")
-        if self.window < 1 or self.selection_warmup < 0 or self.bank_weight < 0:
+        if self.window < 1 or self.selection_warmup < 0 or not 0 <= self.bank_weight < math.inf:
             raise ValueError("window must be at least 1; selection_warmup and bank_weight at least 0")
         if self.temperature is not None and not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be above 0, not {self.temperature}")

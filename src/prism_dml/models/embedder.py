@@ -15,6 +15,7 @@ from prism_dml.models.small import SmallConvNet
 
 _SMALL = "small"
 _SMALL_IMAGE_SIZE = 48
+_LOADING = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 
 
 class Embedder(nn.Module):
@@ -59,6 +60,9 @@ class Embedder(nn.Module):
             raise ValueError(f"resize_ratio must be at least 1, got {resize_ratio}")
         self.seed, self.starts_trained = seed, pretrained or weights is not None
         options = dict(backbone_options or {})
+        # A model's description must not make timm read other files.
+        if loading := sorted(_LOADING & options.keys()):
+            raise ValueError(f"{loading[0]} is no argument for a backbone: give pretrained or weights")
         # Only the CPU's generator: torch.manual_seed would seed the accelerators' too.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)

@@ -20,6 +20,7 @@ _FORMAT = "prism-dml model"
 _VERSIONS = (1, 2)  # the first has no checksum of the card itself
 _FILE_VERSION = 1
 _CARD = "model.json"
+_CONFIG = {"backbone", "embedding_dim", "image_size", "resize_ratio", "backbone_options"}  # of `Embedder`
 
 
 def save(model: Embedder, folder: str | Path) -> None:
@@ -104,6 +105,8 @@ def model_checksum(model: Embedder) -> str:
 def _build(
     described: Path, config: dict[str, Any], preprocessing: dict[str, Any], weights: dict[str, Tensor]
 ) -> Embedder:
+    if unknown := sorted(config.keys() - _CONFIG):
+        raise ValueError(f"{described} does not describe its weights: unknown {unknown[0]}")
     try:
         model = Embedder(**config)
         model.transform = Preprocess.from_dict(preprocessing)

@@ -10,11 +10,13 @@ from torch import Tensor
 from prism_dml.retrieval.neighbours import (
     CHUNK_BYTES,
     check_dimensions,
+    nearest_neighbours,
     rows_in_chunk,
     top_references,
     unit_rows,
 )
 
+_RESULT_CHUNKS = 8  # what is found by all queries at once may take so many chunks
 _MACRO = ("precision_at_1", "r_precision", "map_at_r")
 
 Embeddings = Tensor | NDArray[np.floating]
@@ -91,18 +93,27 @@ def retrieval_scores(
     relevant = _occurrences(labels, targets) - itself  # (Q,), R of each query
     names = ["precision_at_1", "r_precision", "map_at_r", *(f"recall_at_{k}" for k in ks)]
     scores = torch.full((len(names), len(queries)), torch.nan, dtype=torch.float64)
-    # Queries with as many relevant references as each other are searched together, no deeper than they need.
+    # Queries with as many relevant references as each other go together, no deeper than they need.
     counts, order = relevant.sort(stable=True)
     order = order[counts > 0]
+    every = None
+    if itself and len(order):
+        deepest = min(most, max(int(counts[-1]), *ks))
+        if 16 * deepest * len(queries) <= _RESULT_CHUNKS * chunk_bytes:  # if there is room, half the work
+            every = nearest_neighbours(queries, None, deepest, chunk_bytes)[1].cpu()
     start = 0
     while start < len(order):
-        rows = rows_in_chunk(len(references), min(most, max(int(relevant[order[start]]), *ks)), chunk_bytes)
+        rows = rows_in_chunk(min(most, max(int(relevant[order[start]]), *ks)), chunk_bytes)
         part = order[start : start + rows]
         depth = min(most, max(int(relevant[part[-1]]), *ks))
-        part = part[: rows_in_chunk(len(references), depth, chunk_bytes)]
-        own = part.to(queries.device) if itself else None
-        _, found = top_references(queries[part.to(queries.device)], references, depth, own, chunk_bytes)
-        matches = targets[found.cpu()] == labels[part, None]  # (q, depth)
+        part = part[: rows_in_chunk(depth, chunk_bytes)]
+        if every is not None:
+            found = every[part, :depth]
+        else:
+            here = part.to(queries.device)
+            own = here if itself else None
+            found = top_references(queries[here], references, depth, own, chunk_bytes)[1].cpu()
+        matches = targets[found] == labels[part, None]  # (q, depth)
         scores[:, part] = _scores_of_matches(matches, relevant[part], ks)
         start += len(part)
     return dict(zip(names, scores, strict=True))

@@ -97,6 +97,20 @@ class MemoryBank(nn.Module):
         self.class_sums[touched] = sums
         self.centres[touched] = (sums / counts.clamp(min=1)).float()
 
+    @torch.no_grad()
+    def resize(self, size: int) -> None:
+        """Change the number of slots to `size`, at least 1 (else ValueError); the newest entries stay, in order.
+
+        As if no others had ever been enqueued: a larger memory counts as full once it is.
+        """
+        other = MemoryBank(self.num_classes, self.embedding_dim, size).to(self.labels.device)
+        total, stored = int(self.total), min(len(self), size)
+        slots = torch.arange(total - stored, total, device=self.labels.device) % self.size
+        other.enqueue(self.embeddings[slots], self.labels[slots], self.index[slots])
+        self.size = size
+        for name, buffer in other.named_buffers():
+            setattr(self, name, buffer)
+
     def sum_over_shares(self, tensor: Tensor) -> Tensor:
         """Sum of what each part of the memory gives; there is only one. See `ShardedBank`."""
         return tensor

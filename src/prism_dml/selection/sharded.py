@@ -80,6 +80,10 @@ class ShardedBank(MemoryBank):
             whole._relink()
         return whole
 
+    def resize(self, size: int) -> None:
+        """ValueError: rows would have to move between processes; load the state of a whole bank of another size."""
+        raise ValueError("a memory that is shared out over processes cannot be resized")
+
     def _replace(
         self, entries: Tensor, embeddings: Tensor, labels: Tensor, index: Tensor
     ) -> tuple[Tensor, Tensor]:

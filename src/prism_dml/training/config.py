@@ -5,6 +5,8 @@ from typing import Literal
 
 from prism_dml.methods.config import MethodConfig
 
+_LARGEST = 1e37  # an optimiser multiplies rates by up to ten, and float32 ends at 3.4e38
+
 
 @dataclass
 class TrainConfig(MethodConfig):
@@ -69,6 +71,9 @@ class TrainConfig(MethodConfig):
     def __post_init__(self) -> None:
         """ValueError on a value outside its range."""
         super().__post_init__()
+        for name in ("lr", "proxy_lr", "weight_decay"):
+            if not getattr(self, name) < _LARGEST:
+                raise ValueError(f"{name} must be below {_LARGEST:g}, not {getattr(self, name)}")
         positive = (
             "embedding_dim", "steps", "classes_per_batch", "samples_per_class", "lr", "proxy_lr", "validate_every",
             "log_every", "checkpoint_every", "max_bad_steps", "devices",

@@ -21,10 +21,13 @@ class Log:
             file.truncate(min(keep_bytes, file.tell()))  # a longer one would be filled up with zeros
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a line; fields that are None are left out."""
+        """Append a line; fields that are None are left out. OSError, one line, if it cannot be written."""
         known = {key: value for key, value in record.items() if value is not None}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(known) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(known) + "\n")
+        except OSError as error:  # a full disk does not say which file it was
+            raise OSError(f"{self.path} cannot be written: {error.strerror or error}") from error
 
     def size(self) -> int:
         """Bytes written so far."""

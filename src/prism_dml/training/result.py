@@ -46,7 +46,8 @@ def finish(
         embeddings = embed_all(method.embedder, sources.train, ranks)
         judged, rate = judge_samples(method, embeddings, sources.train.table)
         if ranks.first:
-            judged.to_parquet(out / "samples.parquet", index=False)
+            with replacing(out / "samples.parquet") as temporary:
+                judged.to_parquet(temporary, index=False)
         result["noise_rate_estimate"] = rate
         if sources.train.table.is_noisy is not None:
             keep, clean = judged["keep"].to_numpy(), ~sources.train.table.is_noisy
