@@ -6,7 +6,7 @@ import torch
 from prism_dml.selection.candidates import DRAWN, find_candidates, weigh_candidates
 from prism_dml.selection.cross_fit import FOLDS, deal
 from prism_dml.selection.discriminant import ball_density, class_sums, whiten
-from prism_dml.selection.label_model import LabelModel
+from prism_dml.selection.label_model import LabelModel, Posterior
 
 
 @pytest.fixture
@@ -86,6 +86,16 @@ def test_beliefs_are_probabilities_and_the_loss_falls(sample):
     assert 1 - model(evidence).classes[:, 0].mean() == pytest.approx(0.6, abs=1e-4)
     model.raise_rate(evidence, 0.3)  # raised, never lowered
     assert 1 - model(evidence).classes[:, 0].mean() == pytest.approx(0.6, abs=1e-4)
+
+
+def test_doubts_count_as_far_as_the_classes_are_known():
+    right = torch.tensor([[0.9], [0.6], [0.5], [0.0]])
+    surely = Posterior(right, torch.tensor([True, True, False, False]))
+    assert surely.knowledge == 1
+    assert surely.trust().tolist() == right[:, 0].tolist()
+    hardly = Posterior(right, torch.zeros(4, dtype=torch.bool))
+    assert hardly.knowledge == 0
+    assert hardly.trust().tolist() == [1.0] * 4
 
 
 def separate(wrong_from, wrong_to, rate, size=400):

@@ -80,7 +80,7 @@ def judge_labels(
     for fold, part in enumerate(parts):
         rest = torch.cat(parts[:fold] + parts[fold + 1 :])
         evidence = weigh_candidates(candidates, whitened, labels, (folds != fold).float(), rest)
-        trust = model(evidence).classes[:, 0].float()
+        trust = model(evidence).trust().float()
         trusted = torch.zeros_like(agreement).index_copy_(0, rest, trust)
         found.append(weigh_candidates(candidates, whitened, labels, trusted, part))
     back = torch.cat(parts).argsort()
@@ -152,7 +152,7 @@ def _judgement(
     members, wins = torch.bincount(labels), torch.bincount(labels, weights=belief.wins.double())
     given = belief.classes[:, 0]
     rarely = (members >= _HEAP) & (wins < _RARELY * members * belief.wins.double().mean())
-    heap = rarely[labels] & (wins.sum() > given.sum() / 2)
+    heap = rarely[labels] & (belief.knowledge > 0.5)
     clean = torch.where(heap, given / 2, given)
     others = belief.classes[:, 1:-DRAWN] * ((1 - clean) / (1 - given).clamp(min=1e-9))[:, None]
     first = clean.masked_fill(heap, 0.0)[:, None]

@@ -40,6 +40,19 @@ class Posterior:
     classes: Tensor
     wins: Tensor
 
+    @property
+    def knowledge(self) -> Tensor:
+        """How many of the right labels the evidence alone would have given, () in [0, 1]."""
+        return (self.wins.sum() / self.classes[:, 0].sum().clamp(min=1e-9)).clamp(max=1)
+
+    def trust(self) -> Tensor:
+        """Weight (n,) in [0, 1] of each sample as a member of its given class.
+
+        The probability that the label is right, where the evidence knows half of the classes or more: where it hardly
+        does, doubts are mostly chance, and would confirm themselves.
+        """
+        return 1 - (2 * self.knowledge).clamp(max=1) * (1 - self.classes[:, 0])
+
 
 class LabelModel:
     """A class for each sample from the evidence, and then, with some probability, a label that is wrong.
