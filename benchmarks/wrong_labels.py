@@ -4,8 +4,10 @@
 
 Needs the extra `benchmark` (cleanlab) and omniglot, grocery, cifar100_sub and cifar10n_worse.parquet in $PRISM_DATA.
 Trains MCL + PRISM with an estimated rate on the noisy training split, embeds that split, and asks each method which of
-its labels are wrong. A finished run is one line of results.jsonl and is not run again. Embeddings are kept in
---embeddings (outside the repository) if given, and taken from there.
+its labels are wrong. The rows are shuffled first: the files are in the order of the true classes, and scikit-learn's
+folds, cut from unshuffled rows, would keep together what has the same truth and so give it away. A finished run is one
+line of results.jsonl and is not run again. Embeddings are kept in --embeddings (outside the repository) if given, and
+taken from there.
 """
 
 import argparse
@@ -102,6 +104,8 @@ def run(job: dict) -> list[dict]:
     """Train, embed and ask every method."""
     torch.set_num_threads(job["threads"])
     embeddings, labels, wrong = embedded(job)
+    order = np.random.default_rng(job["seed"]).permutation(len(labels))
+    embeddings, labels, wrong = embeddings[order], labels[order], wrong[order]
     lines = []
     for name, method in METHODS.items():
         start = time.monotonic()
@@ -159,7 +163,7 @@ def write_table(out: Path, results: list[dict]) -> None:
     lines += [
         f"Python {platform.python_version()}, torch {torch.__version__}, prism-dml {prism_dml.__version__}, "
         f"{os.cpu_count()} CPU cores. Mean ± standard deviation over the seeds. All methods are given the same "
-        f"embeddings; the calibration error is over 15 equally wide bins.",
+        f"embeddings, in shuffled order; the calibration error is over 15 equally wide bins.",
         "",
     ]
     for data, kind, rate in GRID:

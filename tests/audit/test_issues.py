@@ -152,6 +152,14 @@ def test_class_of_which_all_are_wrong():
     assert issues.is_label_issue[~made_up].mean() < 0.02
 
 
+def test_class_of_several_looks():
+    embeddings, looks = clusters(classes=80, size=25, dim=64, spread=0.1)
+    labels, wrong = mislabel(looks // 4, 0.3)
+    issues = find_label_issues(embeddings, labels)
+    assert (issues.is_label_issue == wrong).mean() > 0.95
+    assert abs(issues.attrs["noise_rate"] - 0.3) < 0.05
+
+
 def test_outliers():
     embeddings, truth = clusters(dim=32, spread=0.1)
     rng = np.random.default_rng(3)

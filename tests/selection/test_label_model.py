@@ -6,7 +6,7 @@ import torch
 from prism_dml.selection.candidates import DRAWN, find_candidates, weigh_candidates
 from prism_dml.selection.cross_fit import FOLDS, deal
 from prism_dml.selection.discriminant import ball_density, class_sums, whiten
-from prism_dml.selection.label_model import LabelModel
+from prism_dml.selection.label_model import LabelModel, Posterior
 
 
 @pytest.fixture
@@ -49,44 +49,88 @@ def test_density_is_that_without_the_sample_itself(sample):
             torch.testing.assert_close(density[i, k], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_shares_of_trusted_votes(sample):
-    rows, labels, trust, similarities, neighbours = sample
-    candidates = find_candidates(labels, similarities, neighbours, temperature=0.1)
-    evidence = weigh_candidates(candidates, rows, labels, trust, torch.arange(80))
+def test_most_voted_classes_are_considered(sample):
+    _, labels, _, similarities, neighbours = sample
+    candidates = find_candidates(labels, similarities, neighbours)
     assert (candidates.classes[:, 0] == labels).all()
     for i in range(0, 80, 7):
-        weights = ((similarities[i] - similarities[i, 0]) / 0.1).exp() * trust[neighbours[i]]
-        for column in range(candidates.classes.shape[1] - DRAWN):
-            if candidates.stands_for[i, column]:
-                voters = labels[neighbours[i]] == candidates.classes[i, column]
-                share = weights[voters].sum() / weights.sum()
-                torch.testing.assert_close(evidence.log_share[i, column].exp(), share + 1e-3)
+        voted = set(labels[neighbours[i]].tolist()) | {int(labels[i])}
+        there = candidates.stands_for[i, :-DRAWN] == 1
+        assert set(candidates.classes[i, :-DRAWN][there].tolist()) == voted and there.sum() == len(voted)
 
 
 def test_candidates_stand_for_all_classes(sample):
     _, labels, _, similarities, neighbours = sample
-    candidates = find_candidates(labels, similarities, neighbours, temperature=0.1)
+    candidates = find_candidates(labels, similarities, neighbours)
     total = candidates.stands_for.sum(dim=1)
     drawn_in_vain = candidates.stands_for[:, -DRAWN:].sum(dim=1) == 0
     torch.testing.assert_close(total[~drawn_in_vain], torch.full_like(total, 6.0)[~drawn_in_vain])
     rows = torch.tensor([3, 50])
-    some = find_candidates(labels, similarities, neighbours, 0.1, rows)
+    some = find_candidates(labels, similarities, neighbours, rows)
     assert (some.classes == candidates.classes[rows]).all()
 
 
 def test_beliefs_are_probabilities_and_the_loss_falls(sample):
     rows, labels, trust, similarities, neighbours = sample
-    candidates = find_candidates(labels, similarities, neighbours, temperature=0.1)
+    candidates = find_candidates(labels, similarities, neighbours)
     evidence = weigh_candidates(candidates, rows, labels, trust, torch.arange(80))
     model = LabelModel(6)
-    before = model._loss(model.parameters, evidence)
+    before = model._loss(model.parameters, None, evidence)
     assert model.fit(evidence) < before
     belief = model(evidence)
     assert (belief.classes >= 0).all() and (belief.classes.sum(dim=1) <= 1 + 1e-9).all()
     assert 0 < model.rate_error(evidence) < 0.5
-    model.least = 0.6
+    slope = model.parameters[0].clone()
+    model.raise_rate(evidence, 0.6)
+    assert model.parameters[0] == slope
+    assert 1 - model(evidence).classes[:, 0].mean() == pytest.approx(0.6, abs=1e-4)
+    model.raise_rate(evidence, 0.3)  # raised, never lowered
+    assert 1 - model(evidence).classes[:, 0].mean() == pytest.approx(0.6, abs=1e-4)
+
+
+def test_doubts_count_as_far_as_the_classes_are_known():
+    right = torch.tensor([[0.9], [0.6], [0.5], [0.0]])
+    surely = Posterior(right, torch.tensor([True, True, False, False]))
+    assert surely.knowledge == 1
+    assert surely.trust().tolist() == right[:, 0].tolist()
+    hardly = Posterior(right, torch.zeros(4, dtype=torch.bool))
+    assert hardly.knowledge == 0
+    assert hardly.trust().tolist() == [1.0] * 4
+
+
+def separate(wrong_from, wrong_to, rate, size=400):
+    """Evidence of five classes that overlap, with a share of one class's labels changed to another; labels, truth."""
+    generator = torch.Generator().manual_seed(2)
+    truth = torch.arange(5).repeat(size)
+    rows = torch.randn(len(truth), 5, generator=generator) + 2.5 * torch.eye(5)[truth]
+    changed = (truth == wrong_from) & (torch.rand(len(truth), generator=generator) < rate)
+    labels = torch.where(changed, wrong_to, truth)
+    cosines = torch.nn.functional.normalize(rows, dim=1) @ torch.nn.functional.normalize(rows, dim=1).T
+    similarities, neighbours = cosines.fill_diagonal_(-math.inf).topk(32, dim=1)
+    candidates = find_candidates(labels, similarities, neighbours)
+    everyone = torch.ones(len(truth))
+    return weigh_candidates(candidates, rows, labels, everyone, torch.arange(len(truth))), labels, changed
+
+
+def test_few_classes_have_their_own_flips():
+    evidence, labels, changed = separate(1, 3, rate=0.5)
+    model = LabelModel(5)
     model.fit(evidence)
-    assert 1 - model(evidence).classes[:, 0].mean() > 0.55
+    off = model.flips - torch.diag(torch.full((5,), math.inf))
+    assert off.argmax() == 1 * 5 + 3
+    right = model(evidence).classes[:, 0]
+    alike = LabelModel(5)
+    alike.fit(evidence)
+    alike.flips = None
+    assert right[changed].mean() < alike(evidence).classes[changed, 0].mean() - 0.05
+    assert right[(labels == 3) & ~changed].mean() > 0.8
+
+
+def test_many_classes_have_not():
+    evidence, _, _ = separate(1, 3, rate=0.5, size=40)  # 200 samples, 25 pairs
+    model = LabelModel(5)
+    model.fit(evidence)
+    assert model.flips is None
 
 
 def test_folds_are_even_and_split_every_class():

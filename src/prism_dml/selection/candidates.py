@@ -1,4 +1,4 @@
-"""What the trusted neighbours and class centres say of the few classes that a sample may belong to."""
+"""The few classes that a sample may belong to, and what the trusted members of each say of it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from prism_dml.selection.discriminant import ball_density, class_sums
 MOST_CANDIDATES = 16
 """Classes that are considered for a sample: the given one and those with the most votes."""
 
-DRAWN = 8
+DRAWN = 24
 """Further classes, drawn at random: they stand for all that nobody votes for. Were the given class always considered,
 and others only for their votes, being given would make it likely."""
 
 CHUNK = 4096
 """Samples looked at together: bounds the memory to CHUNK x (MOST_CANDIDATES + DRAWN) x D."""
 
-_SMALLEST_SHARE = 1e-3  # of the votes: a class without any is unlikely, not impossible
+_TEMPERATURE = 0.1  # of the neighbours' votes, in cosine
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The classes that N samples may belong to, and which neighbour votes for which.
+    """The classes that N samples may belong to, and who voted for them.
 
     Attributes:
         samples: (N,) numbers of the samples in the data set.
@@ -32,7 +32,6 @@ class Candidates:
         stands_for: (N, M) number of classes that each is an example of; 0: none, the column is empty.
         neighbours: (N, K) sample numbers of the nearest neighbours, best first.
         kernel: (N, K) weight of each neighbour's vote, in [0, 1].
-        column: (N, K) int16, the candidate that a neighbour's given label is; M - DRAWN: one of the rest.
         affinity: (N,) similarity to the nearest neighbour, in interquartile ranges from the median.
     """
 
@@ -41,7 +40,6 @@ class Candidates:
     stands_for: Tensor
     neighbours: Tensor
     kernel: Tensor
-    column: Tensor
     affinity: Tensor
 
 
@@ -50,14 +48,14 @@ class ClassEvidence:
     """What is known of n samples and their M candidates.
 
     Attributes:
-        log_share: (n, M) logarithm of each candidate's share of the trusted votes.
+        classes: (n, M) see `Candidates`.
         density: (n, M) log-density under each candidate as a ball about its trusted members' mean, up to a constant.
         stands_for: (n, M) see `Candidates`.
         affinity: (n,) see `Candidates`.
         known: (n,) bool, whether any other sample of the given class has a say.
     """
 
-    log_share: Tensor
+    classes: Tensor
     density: Tensor
     stands_for: Tensor
     affinity: Tensor
@@ -69,7 +67,7 @@ class ClassEvidence:
 
 
 def find_candidates(
-    labels: Tensor, similarities: Tensor, neighbours: Tensor, temperature: float, rows: Tensor | None = None
+    labels: Tensor, similarities: Tensor, neighbours: Tensor, rows: Tensor | None = None
 ) -> Candidates:
     """Candidate classes of samples, by the votes of all of their neighbours, trusted or not.
 
@@ -77,16 +75,15 @@ def find_candidates(
         labels: (N,) given labels in [0, C).
         similarities: (N, K) cosines to the neighbours, not increasing along a row.
         neighbours: (N, K) their sample numbers.
-        temperature: of the votes exp((cosine - best cosine) / temperature), above 0.
         rows: (n,) the samples wanted; None: all.
     """
     num_classes = int(labels.max()) + 1
     rows = torch.arange(len(labels), device=labels.device) if rows is None else rows
     parts = [
-        _candidates_of(labels, similarities[part], neighbours[part], labels[part], temperature)
+        _candidates_of(labels, similarities[part], neighbours[part], labels[part])
         for part in torch.split(rows, CHUNK)
     ]
-    voted, kernel, column = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    voted, kernel = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     there = voted >= 0
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(num_classes, (len(labels), DRAWN), generator=generator)[rows.cpu()].to(voted)
@@ -98,7 +95,6 @@ def find_candidates(
         stands_for=torch.cat([there.float(), rest * new], dim=1),
         neighbours=neighbours[rows],
         kernel=kernel,
-        column=column,
         affinity=affinity(similarities)[rows],
     )
 
@@ -112,10 +108,10 @@ def affinity(similarities: Tensor) -> Tensor:
 
 
 def _candidates_of(
-    labels: Tensor, similarities: Tensor, neighbours: Tensor, given: Tensor, temperature: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Classes voted for (n, M - DRAWN), -1 if none, kernel (n, K) and column (n, K) of a chunk of samples."""
-    kernel = ((similarities - similarities[:, :1]) / temperature).exp()
+    labels: Tensor, similarities: Tensor, neighbours: Tensor, given: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Classes voted for (n, M - DRAWN), -1 if none, and kernel (n, K) of a chunk of samples."""
+    kernel = ((similarities - similarities[:, :1]) / _TEMPERATURE).exp()
     # Equal labels side by side, the given one with no weight of its own among them: each run is a class.
     voted = torch.cat([labels[neighbours], given[:, None]], dim=1)  # (n, K + 1)
     ordered, order = voted.sort(dim=1)
@@ -130,15 +126,16 @@ def _candidates_of(
     votes.scatter_add_(1, run[:, :-1], kernel)
     votes.scatter_(1, run[:, -1:], torch.inf)  # the given class comes first
     best = votes.topk(min(MOST_CANDIDATES, votes.shape[1]), dim=1).indices
-    column = torch.full_like(run, best.shape[1])
-    column.scatter_(1, best, torch.arange(best.shape[1], device=run.device).expand_as(best))
-    return class_of_run.gather(1, best), kernel, column.gather(1, run[:, :-1]).short()
+    return class_of_run.gather(1, best), kernel
 
 
 def weigh_candidates(
     candidates: Candidates, whitened: Tensor, labels: Tensor, trust: Tensor, rows: Tensor
 ) -> ClassEvidence:
     """Evidence for the candidates of some samples, by the samples that are trusted; a sample has no say on itself.
+
+    Neighbours have none beyond the class means: those of a wrong label often have the same wrong one, as images that
+    look alike were labelled together, or were drawn together by a network that had learned their labels by heart.
 
     Args:
         candidates: of these samples and perhaps others.
@@ -148,32 +145,24 @@ def weigh_candidates(
         rows: (n,) which rows of `candidates` are wanted.
 
     Returns:
-        The evidence of n samples. O(n M D + n K + N D) time.
+        The evidence of n samples. O(n M D + N D) time.
     """
     sums, mass = class_sums(whitened, labels, trust)
     lengths = (sums * sums).sum(dim=1)  # (C,)
     heard = torch.bincount(labels[trust > 0], minlength=len(mass))
-    shares, densities = [], []
+    densities = []
     for part in torch.split(rows, CHUNK):
         classes = candidates.classes[part]
         samples = candidates.samples[part]
-        weights = candidates.kernel[part] * trust[candidates.neighbours[part]]  # (n, K)
-        votes = weights.new_zeros(len(part), classes.shape[1] - DRAWN + 1)
-        votes.scatter_add_(1, candidates.column[part].long(), weights)
-        stands_for = candidates.stands_for[part]
-        unseen = votes[:, -1:] / stands_for[:, -DRAWN:].sum(dim=1, keepdim=True).clamp(min=1)
-        votes = torch.cat([votes[:, :-1], unseen.expand(-1, DRAWN)], dim=1)  # (n, M)
-        share = votes / weights.sum(dim=1, keepdim=True).clamp(min=1e-30)
-        shares.append((share + _SMALLEST_SHARE).log())
         row = whitened[samples]
         dots = torch.bmm(sums[classes], row[:, :, None]).squeeze(2)  # (n, M)
         first = torch.zeros_like(samples)  # the column of the given class
         densities.append(ball_density(dots, lengths[classes], mass[classes], first, trust[samples], row))
-    given = candidates.classes[rows, 0]
+    classes = candidates.classes[rows]
     return ClassEvidence(
-        torch.cat(shares),
+        classes,
         torch.cat(densities),
         candidates.stands_for[rows],
         candidates.affinity[rows],
-        heard[given] - (trust[candidates.samples[rows]] > 0).long() > 0,
+        heard[classes[:, 0]] - (trust[candidates.samples[rows]] > 0).long() > 0,
     )

@@ -1,4 +1,4 @@
-"""Which labels of a whole data set are right: trust and beliefs in turns, without a sample's say on itself."""
+"""Which labels of a whole data set are right: trust, then beliefs by the trusted, without a sample's say on itself."""
 
 from __future__ import annotations
 
@@ -21,14 +21,12 @@ from prism_dml.selection.noise_rate import implausibility
 FOLDS = 5
 """Parts of a data set, each judged by the other four."""
 
-_ROUNDS = 2  # of trust; more change nothing that matters
-_MANY = 200_000  # samples from which one round has to do: it is most of the time, and the second helps weak embeddings
-_TEMPERATURES = (0.01, 0.02, 0.05, 0.1, 0.2)  # of the neighbours' votes, in cosine
 _RANKED = 20_000  # samples whose given class is ranked among all
 _HEAP = (
     5  # members of which one has to win for the class to be believed in; there are chance winners among many
 )
-_TRIED_ON = 10_000  # samples that the temperature is chosen by
+_FIRST = 10_000  # samples that the first model is fitted to
+_RARELY = 1 / 20  # of the wins that its members would have elsewhere: a class that hardly ever wins
 
 
 @dataclass(frozen=True)
@@ -56,11 +54,11 @@ class LabelJudgement:
 def judge_labels(
     embeddings: Tensor, labels: Tensor, similarities: Tensor, neighbours: Tensor
 ) -> LabelJudgement:
-    """Judge every label by the trusted samples near it and by the centres of trusted samples.
+    """Judge every label by the centres of the classes' trusted samples.
 
-    Trust is the probability that a label is right. What a label says of its neighbours comes back to it through
-    their trust, and wrong labels then confirm each other. So the samples are judged in folds, by the trust of the
-    samples of other folds, which itself comes from other folds only.
+    Trust is the probability that a label is right. What a label says of its fellows comes back to it through their
+    trust, and wrong labels then confirm each other. So the samples are judged in folds, by the trust of the samples of
+    other folds, which itself comes from other folds only.
 
     Args:
         embeddings: (N, D) float32 unit vectors.
@@ -70,30 +68,27 @@ def judge_labels(
 
     Source: PRISM (Liu et al., CVPR 2021) for trust by leave-one-out similarity; the model and the folds are ours.
     """
-    everyone = torch.ones_like(similarities[:, 0])
     # The spread within classes, as those see it whose neighbours agree with them: wrong labels would stretch it in just
     # the directions that tell classes apart, each in favour of itself.
     agreement = (labels[neighbours] == labels[:, None]).float().mean(dim=1)
     whitened = whiten(embeddings, labels, agreement)
-    model, temperature = _first_model(whitened, labels, similarities, neighbours)
-    candidates = find_candidates(labels, similarities, neighbours, temperature)
+    candidates = find_candidates(labels, similarities, neighbours)
+    model = _first_model(candidates, whitened, labels)
     folds = deal(labels)
-    seen_by = [everyone * (folds != fold) for fold in range(FOLDS)]
     parts = [(folds == fold).nonzero().squeeze(1) for fold in range(FOLDS)]
+    found = []
+    for fold, part in enumerate(parts):
+        rest = torch.cat(parts[:fold] + parts[fold + 1 :])
+        evidence = weigh_candidates(candidates, whitened, labels, (folds != fold).float(), rest)
+        trust = model(evidence).trust().float()
+        trusted = torch.zeros_like(agreement).index_copy_(0, rest, trust)
+        found.append(weigh_candidates(candidates, whitened, labels, trusted, part))
     back = torch.cat(parts).argsort()
-    for _ in range(_ROUNDS if len(labels) < _MANY else 1):
-        found = []
-        for fold, part in enumerate(parts):
-            rest = torch.cat(parts[:fold] + parts[fold + 1 :])
-            evidence = weigh_candidates(candidates, whitened, labels, seen_by[fold], rest)
-            trust = model(evidence).classes[:, 0].float()
-            seen_by[fold] = torch.zeros_like(everyone).index_copy_(0, rest, trust)
-            found.append(weigh_candidates(candidates, whitened, labels, seen_by[fold], part))
-        evidence = ClassEvidence(
-            *(torch.cat(columns)[back] for columns in zip(*map(_columns, found), strict=True))
-        )
-        model.least = least_rate(whitened, labels, model(evidence).classes[:, 0].float())
-        model.fit(evidence)
+    evidence = ClassEvidence(
+        *(torch.cat(columns)[back] for columns in zip(*map(_columns, found), strict=True))
+    )
+    model.fit(evidence)
+    model.raise_rate(evidence, least_rate(whitened, labels, model(evidence).classes[:, 0].float()))
     return _judgement(model, evidence, candidates, labels)
 
 
@@ -139,21 +134,12 @@ def _columns(evidence: ClassEvidence) -> tuple[Tensor, ...]:
     return tuple(vars(evidence).values())
 
 
-def _first_model(
-    whitened: Tensor, labels: Tensor, similarities: Tensor, neighbours: Tensor
-) -> tuple[LabelModel, float]:
-    """The model as fitted with everyone trusted, and the temperature that makes the labels most likely."""
-    step = -(-len(labels) // _TRIED_ON)
-    rows = torch.arange(0, len(labels), step, device=labels.device)
-    tried = []
-    for temperature in _TEMPERATURES:
-        model = LabelModel(int(labels.max()) + 1)
-        candidates = find_candidates(labels, similarities, neighbours, temperature, rows)
-        everyone, every_row = torch.ones_like(similarities[:, 0]), torch.arange(len(rows), device=rows.device)
-        evidence = weigh_candidates(candidates, whitened, labels, everyone, every_row)
-        tried.append((model.fit(evidence), temperature, model))
-    _, temperature, model = min(tried, key=lambda one: one[0])
-    return model, temperature
+def _first_model(candidates: Candidates, whitened: Tensor, labels: Tensor) -> LabelModel:
+    """The model as fitted to some of the samples with everyone trusted."""
+    rows = torch.arange(0, len(labels), -(-len(labels) // _FIRST), device=labels.device)
+    model = LabelModel(int(labels.max()) + 1)
+    model.fit(weigh_candidates(candidates, whitened, labels, torch.ones_like(whitened[:, 0]), rows))
+    return model
 
 
 def _judgement(
@@ -161,10 +147,12 @@ def _judgement(
 ) -> LabelJudgement:
     belief = model(evidence)
     # A class that hardly ever wins, not even where its members are, is a heap of samples of other classes, which meet
-    # everywhere and so look like a rare class; or else the embedding does not know it. Either is as likely.
+    # everywhere and so look like a rare class; or else the embedding does not know it. Either is as likely, where it
+    # knows most others.
     members, wins = torch.bincount(labels), torch.bincount(labels, weights=belief.wins.double())
-    heap = ((members >= _HEAP) & (wins < members / 20))[labels]
     given = belief.classes[:, 0]
+    rarely = (members >= _HEAP) & (wins < _RARELY * members * belief.wins.double().mean())
+    heap = rarely[labels] & (belief.knowledge > 0.5)
     clean = torch.where(heap, given / 2, given)
     others = belief.classes[:, 1:-DRAWN] * ((1 - clean) / (1 - given).clamp(min=1e-9))[:, None]
     first = clean.masked_fill(heap, 0.0)[:, None]

@@ -11,9 +11,15 @@ from torch.nn.functional import softplus
 
 from prism_dml.selection.candidates import DRAWN, ClassEvidence
 
-_PRIOR = (0.0, 0.5, -3.0)  # of the parameters, below; of a Gaussian as wide as sqrt(1 / _STRENGTH)
+_PRIOR = (0.5, -3.0)  # of the parameters, below; of a Gaussian as wide as sqrt(1 / _STRENGTH)
 _STRENGTH = 0.2
-_BARRIER = 100.0  # weight of the square by which the rate falls short of its least value
+_FLIP_STRENGTH = (
+    5.0  # of the prior of each flip's logarithm: as if seen some five times as often as any other
+)
+_PER_FLIP = (
+    50  # samples for each pair of classes, from which on the pairs' own shares of wrong labels are fitted
+)
+_HALVINGS = 30  # of the interval that the rate is in
 FAR = -4.0
 """Affinity (interquartile ranges from the median) at which a sample is as likely of no class as of one; Tukey's far
 fence of a normal distribution is at -3.5."""
@@ -34,42 +40,81 @@ class Posterior:
     classes: Tensor
     wins: Tensor
 
+    @property
+    def knowledge(self) -> Tensor:
+        """How many of the right labels the evidence alone would have given, () in [0, 1]."""
+        return (self.wins.sum() / self.classes[:, 0].sum().clamp(min=1e-9)).clamp(max=1)
+
+    def trust(self) -> Tensor:
+        """Weight (n,) in [0, 1] of each sample as a member of its given class.
+
+        The probability that the label is right, where the evidence knows half of the classes or more: where it hardly
+        does, doubts are mostly chance, and would confirm themselves.
+        """
+        return 1 - (2 * self.knowledge).clamp(max=1) * (1 - self.classes[:, 0])
+
 
 class LabelModel:
     """A class for each sample from the evidence, and then, with some probability, a label that is wrong.
 
-    Class k has the probability p_k ~ share_k^a exp(b density_k); samples far from everything are of no class. The label
-    is the true class with probability 1 - r, else any of the others alike; of a sample of no class, any class. a, b and
-    the rate r are those that make the given labels most likely. As the labels are known, that needs no truth, and the
-    beliefs are as calibrated as the model fits.
+    Class k has the probability p_k ~ exp(b density_k); samples far from everything are of no class. The label is the
+    true class k with probability 1 - r, else another class l with a probability f_kl: any alike, or, where there are
+    few classes and many samples, more often those that it is mistaken for. b, r and f are those that make the given
+    labels most likely. As the labels are known, that needs no truth.
 
-    Where the evidence is weak, hard samples and wrong labels explain the same data; then a rate known to be
-    exceeded (`least`) decides.
+    Where the evidence is weak, hard samples and wrong labels explain the same data; the likelihood then takes most for
+    hard, and a rate known to be exceeded decides (`raise_rate`).
 
     Args:
         num_classes: number C of classes, at least 2.
     """
 
     def __init__(self, num_classes: int) -> None:
-        self.num_classes, self.least = num_classes, 0.0
+        self.num_classes = num_classes
         self.parameters = torch.tensor(_PRIOR, dtype=torch.float64)
+        self.flips: Tensor | None = (
+            None  # (C, C) logarithms of f_kl, up to a constant for each k; None: all alike
+        )
 
     def fit(self, evidence: ClassEvidence) -> float:
         """Fit the parameters to n samples; returns the mean loss (negative log-likelihood of their labels)."""
+        enough = len(evidence.density) >= _PER_FLIP * self.num_classes**2
         evidence = self._fitted_to(evidence)
         parameters = self.parameters.clone().requires_grad_(True)
-        optimizer = torch.optim.LBFGS([parameters], max_iter=50, line_search_fn="strong_wolfe")
+        free = [parameters]
+        if enough:
+            start = torch.zeros(self.num_classes, self.num_classes, dtype=torch.float64)
+            free.append((start if self.flips is None else self.flips.clone()).requires_grad_(True))
+        optimizer = torch.optim.LBFGS(free, max_iter=100, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            loss = self._loss(parameters, evidence)
+            loss = self._loss(parameters, free[1] if enough else None, evidence)
             loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
         with torch.enable_grad():
             optimizer.step(closure)  # type: ignore[no-untyped-call]
         self.parameters = parameters.detach()
-        return float(self._loss(self.parameters, evidence))
+        self.flips = free[1].detach() if enough else None
+        return float(self._loss(self.parameters, self.flips, evidence))
+
+    @torch.no_grad()
+    def raise_rate(self, evidence: ClassEvidence, least: float) -> None:
+        """Raise the rate r alone until the mean probability of a wrong label is at least `least`, in [0, 1).
+
+        What the evidence is worth stays: fitted anew, it would be overrated, to make room for the wrong labels.
+        """
+        evidence = self._fitted_to(evidence)
+        low, high = self.parameters[1].clone(), self.parameters.new_tensor(10.0)
+        if 1 - self(evidence).classes[:, 0].mean() >= least:
+            return
+        for _ in range(_HALVINGS):
+            self.parameters[1] = (low + high) / 2
+            if 1 - self(evidence).classes[:, 0].mean() < least:
+                low = self.parameters[1].clone()
+            else:
+                high = self.parameters[1].clone()
 
     @torch.no_grad()
     def __call__(self, evidence: ClassEvidence) -> Posterior:
@@ -84,7 +129,7 @@ class LabelModel:
             wrong = 1 - self._posterior(parameters, evidence).classes[:, 0]
             (slope,) = torch.autograd.grad(wrong.mean(), parameters)
             curvature = torch.autograd.functional.hessian(  # type: ignore[no-untyped-call]
-                lambda values: self._loss(values, evidence), parameters.detach()
+                lambda values: self._loss(values, self.flips, evidence), parameters.detach()
             )
         covariance = torch.linalg.pinv(curvature, hermitian=True) / len(wrong)
         drawn = (wrong * (1 - wrong)).detach().mean() / len(wrong)
@@ -94,30 +139,39 @@ class LabelModel:
         step = math.ceil(len(evidence.affinity) / _MOST_FITTED)
         return evidence[slice(None, None, step)]
 
-    def _loss(self, parameters: Tensor, evidence: ClassEvidence) -> Tensor:
+    def _loss(self, parameters: Tensor, flips: Tensor | None, evidence: ClassEvidence) -> Tensor:
         prior = torch.tensor(_PRIOR, dtype=parameters.dtype)
-        classes, label, _ = self._joint(parameters, evidence)
-        wrong = 1 - (classes[:, 0] / label).mean()
-        penalty = _STRENGTH / 2 * ((parameters - prior) ** 2).sum() / len(label)
-        return penalty + _BARRIER * (self.least - wrong).clamp(min=0) ** 2 - label.log().mean()
+        _, label, _ = self._joint(parameters, flips, evidence)
+        penalty = _STRENGTH / 2 * ((parameters - prior) ** 2).sum()
+        if flips is not None:
+            penalty = penalty + _FLIP_STRENGTH / 2 * (flips**2).sum()
+        return penalty / len(label) - label.log().mean()
 
     def _posterior(self, parameters: Tensor, evidence: ClassEvidence) -> Posterior:
-        classes, label, prior = self._joint(parameters, evidence)
+        classes, label, prior = self._joint(parameters, self.flips, evidence)
         return Posterior(classes / label[:, None], prior[:, 0] >= prior[:, :-DRAWN].amax(dim=1))
 
-    def _joint(self, parameters: Tensor, evidence: ClassEvidence) -> tuple[Tensor, Tensor, Tensor]:
+    def _joint(
+        self, parameters: Tensor, flips: Tensor | None, evidence: ClassEvidence
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Probability of each candidate with the label (n, M), of the label (n,), and of each candidate (n, M)."""
-        power, slope, rate = parameters.to(evidence.density.device)
-        scores = 2 * power.sigmoid() * evidence.log_share + softplus(slope) * evidence.density
-        scores = scores + evidence.stands_for.log()  # (n, M), float64; -inf where the column is empty
+        slope, rate = parameters.to(evidence.density.device)
+        scores = (
+            softplus(slope) * evidence.density + evidence.stands_for.log()
+        )  # (n, M); -inf: no such column
         # Nobody knows what a class without other members looks like: it is as probable as any.
         blank = scores[:, 1:].logsumexp(dim=1) - math.log(self.num_classes - 1)
-        scores = torch.cat([torch.where(evidence.known, scores[:, 0], blank)[:, None], scores[:, 1:]], dim=1)
-        prior = scores.softmax(dim=1)
+        given = torch.where(evidence.known, scores[:, 0], blank)
+        prior = torch.cat([given[:, None], scores[:, 1:]], dim=1).softmax(dim=1)
         outside = (2 * (FAR - evidence.affinity)).sigmoid().clamp(max=_MOST_OUTSIDE) * evidence.known  # (n,)
         wrong = rate.sigmoid()
-        chance = (wrong / (self.num_classes - 1)).expand_as(prior).clone()
-        chance[:, 0] = 1 - wrong
+        if flips is None:
+            chance = (wrong / (self.num_classes - 1)).expand_as(prior)
+        else:
+            itself = torch.eye(self.num_classes, dtype=torch.bool, device=prior.device)
+            flip = flips.to(prior).masked_fill(itself, -torch.inf).softmax(dim=1)
+            chance = wrong * flip[evidence.classes, evidence.classes[:, :1]]
+        chance = torch.cat([(1 - wrong).expand_as(prior[:, :1]), chance[:, 1:]], dim=1)
         classes = prior * chance * (1 - outside[:, None])
         label = classes.sum(dim=1) + outside / self.num_classes
         return classes, label.clamp(min=1e-30), prior
