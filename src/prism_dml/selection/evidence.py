@@ -31,7 +31,7 @@ class Evidence(NamedTuple):
         known: (B,) bool, whether there is anything to compare the given label with.
         suggested: (B,) most similar class; the given label where unknown.
         margin: (B,) similarity to the given class less that to the best other one; 0 where unknown.
-        implausible: (B,) see `noise_rate.implausibility`.
+        implausible: (B,) see `noise_rate.implausibility`; NaN if not asked for.
     """
 
     log_probability: Tensor
@@ -41,7 +41,9 @@ class Evidence(NamedTuple):
     implausible: Tensor
 
 
-def weigh(scores: Tensor, present: Tensor, labels: Tensor, temperature: float = 1.0) -> Evidence:
+def weigh(
+    scores: Tensor, present: Tensor, labels: Tensor, temperature: float = 1.0, ranked: bool = True
+) -> Evidence:
     """Evidence for labels from similarities.
 
     Args:
@@ -50,6 +52,7 @@ def weigh(scores: Tensor, present: Tensor, labels: Tensor, temperature: float = 
         present: (C,) whether any sample can be compared with class k.
         labels: (B,) given labels.
         temperature: of the softmax, above 0; published: 1.
+        ranked: whether `implausible` is asked for, which is another look at all B x C numbers.
 
     Source: PRISM (Liu et al., CVPR 2021), eq. 1, over the classes present.
     """
@@ -57,20 +60,23 @@ def weigh(scores: Tensor, present: Tensor, labels: Tensor, temperature: float = 
     if scores.device.type == "cpu" and not torch.compiler.is_compiling():  # which joins the passes itself
         rows = max(_CACHED // scores.shape[1], 1)
     parts = [
-        _weigh_rows(some, present, given, temperature)
+        _weigh_rows(some, present, given, temperature, ranked)
         for some, given in zip(torch.split(scores, rows), torch.split(labels, rows), strict=True)
     ]
     return Evidence(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _weigh_rows(scores: Tensor, present: Tensor, labels: Tensor, temperature: float) -> Evidence:
+def _weigh_rows(
+    scores: Tensor, present: Tensor, labels: Tensor, temperature: float, ranked: bool
+) -> Evidence:
     column = labels[:, None]
     scores = scores.add_(torch.where(present, 0.0, -math.inf))
     given = scores.gather(1, column).squeeze(1)
     known = given > -math.inf
     sharpened = scores if temperature == 1 else scores / temperature
     log_probability = sharpened.log_softmax(dim=1).gather(1, column).squeeze(1)
-    implausible = implausibility(scores, given, present, known)
+    nothing = torch.full_like(given, math.nan)
+    implausible = implausibility(scores, given, present, known) if ranked else nothing
     best_other, nearest = scores.scatter_(1, column, -math.inf).max(dim=1)
     # Of equals the first, as argmax does.
     ahead = (given > best_other) | ((given == best_other) & (labels < nearest))

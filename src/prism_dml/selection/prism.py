@@ -205,7 +205,7 @@ class PRISM(nn.Module):
                 present = torch.ones_like(self.bank.class_counts, dtype=torch.bool)
             else:
                 scores, present = compare(self.bank, self.similarity, embeddings.float(), labels, index)
-            return weigh(scores, present, labels, self.temperature)
+            return weigh(scores, present, labels, self.temperature, ranked=self.noise_rate == "auto")
 
     def _estimated_rate(self, evidence: Evidence) -> Tensor:
         """The share to reject by the estimate, (): nothing until the memory is full, then at most half.
