@@ -98,6 +98,18 @@ def test_mistakes_are_told_in_the_users_words(arguments, message):
     assert error(*arguments) == message
 
 
+def test_a_number_of_hundreds_of_digits_is_one_line():
+    def push(*, margin: float = 0.5) -> None:
+        """Push.
+
+        Args:
+            margin: How far.
+        """
+
+    with pytest.raises(ValueError, match="too large"):
+        parse(push, "prism push", ["--margin", "1" + "0" * 400])
+
+
 def test_missing_arguments_are_named():
     message = error()  # an older jsonargparse names the first only
     assert message in ("missing: DATA, --out", "missing: --out", "missing: DATA")

@@ -95,4 +95,4 @@ def test_own_entries_as_an_operator() -> None:
     bank = PRISM(C, D, 0.3, bank_size=30).bank
     _, labels, index = draw(torch.Generator().manual_seed(0))
     chains = bank.embeddings, bank.labels, bank.index, bank.latest, bank.previous, bank.total
-    torch.library.opcheck(torch.ops.prism_dml.own_entries, (*chains, labels, index))
+    torch.library.opcheck(torch.ops.prism_dml.own_entries, (*chains, labels, index, bank.size, 1))

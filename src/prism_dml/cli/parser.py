@@ -68,6 +68,8 @@ def parse(function: Callable[..., object], program: str, arguments: Sequence[str
         values = parser.parse_args(list(arguments))
     except argparse.ArgumentError as error:
         raise ValueError(parser.explain(error.message)) from error
+    except OverflowError as error:  # a whole number of hundreds of digits, where any number is admitted
+        raise ValueError("one of the options is a number that is too large") from error
     for name, kind in types_of.items():  # null in a file is let through, whatever the type
         if name not in configs and values[name] is None and not _admits_null(kind):
             raise ValueError(parser.explain(f'Parser key "{name}": Got value: null'))
