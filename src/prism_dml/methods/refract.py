@@ -1,5 +1,7 @@
 """Refract: judge the whole training set a few times, believe what is right, put right what is surely wrong."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -9,10 +11,13 @@ from prism_dml.methods.mcl import MCL
 from prism_dml.models.embedder import Embedder
 from prism_dml.retrieval import neighbour_graph
 from prism_dml.selection import Selection
-from prism_dml.selection.cross_fit import LabelJudgement, judge_labels
+from prism_dml.selection.cross_fit import judge_labels
 
 LOOKS = 8
 """Parts of the run; after each but the last the whole training set is judged anew."""
+
+BELIEVED = 0.5
+"""Probability of being right from which on a label is believed as given."""
 
 SURE = 0.8
 """Probability from which on a class takes the place of a label that is believed to be wrong."""
@@ -61,12 +66,12 @@ class Refract(MCL):
         if self.looks > 0:
             embeddings = embed_all(self.embedder)
             labels = self.data.labels.to(embeddings.device)
-            judgement = _judge(embeddings, labels)
-            trusted = judgement.clean_probability >= 0.5
-            sure = judgement.suggested_probability >= SURE
+            judged = _judge(embeddings, labels)
+            trusted = judged.clean >= BELIEVED
+            sure = judged.probability >= SURE
             self.trusted.copy_(trusted)
-            self.believed.copy_(torch.where(trusted, labels, torch.where(sure, judgement.suggested, -1)))
-            self.rate.fill_(judgement.noise_rate)
+            self.believed.copy_(torch.where(trusted, labels, torch.where(sure, judged.suggested, -1)))
+            self.rate.fill_(judged.rate)
         self.looks += 1
 
     def forward(self, images: Tensor, labels: Tensor, index: Tensor) -> StepResult:
@@ -90,17 +95,16 @@ class Refract(MCL):
 
     def judge(self, embeddings: Tensor, labels: Tensor, index: Tensor) -> tuple[Selection, float]:
         """Judge the whole training set as the looks do; see `Method.judge`."""
-        judgement = _judge(embeddings, labels)
-        clean, suggested = judgement.clean_probability, judgement.suggested
-        other = torch.where(suggested == labels, 1 - clean, judgement.suggested_probability)
+        judged = _judge(embeddings, labels)
+        other = torch.where(judged.suggested == labels, 1 - judged.clean, judged.probability)
         selection = Selection(
-            keep=clean >= 0.5,
-            clean_probability=clean.float(),
-            threshold=clean.new_tensor(0.5).float(),
-            suggested_label=suggested,
-            margin=(clean - other).float(),
+            keep=judged.clean >= BELIEVED,
+            clean_probability=judged.clean,
+            threshold=judged.clean.new_tensor(BELIEVED),
+            suggested_label=judged.suggested,
+            margin=judged.clean - other,
         )
-        return selection, judgement.noise_rate
+        return selection, judged.rate
 
     @property
     def noise_rate_estimate(self) -> float:
@@ -116,6 +120,26 @@ class RefractOracle(Refract):
     clean_only = True
 
 
-def _judge(embeddings: Tensor, labels: Tensor) -> LabelJudgement:
-    near, neighbours = neighbour_graph(embeddings, min(NEIGHBOURS, len(labels) - 1))
-    return judge_labels(embeddings, labels, near, neighbours)
+class _Judged(NamedTuple):
+    """Of N labels: the probability that each is right, the most probable class, its probability, the share wrong."""
+
+    clean: Tensor
+    suggested: Tensor
+    probability: Tensor
+    rate: float
+
+
+def _judge(embeddings: Tensor, labels: Tensor) -> _Judged:
+    """Judge labels (N,) by embeddings (N, D); what could not be embedded, a row of zeros, is believed."""
+    clean, suggested = torch.ones_like(embeddings[:, 0]), labels.clone()
+    probability = torch.ones_like(clean)
+    found = (embeddings != 0).any(dim=1).nonzero().squeeze(1)
+    if len(torch.unique(labels[found])) < 2:  # nothing to choose from
+        return _Judged(clean, suggested, probability, 0.0)
+    rows = embeddings[found]
+    near, neighbours = neighbour_graph(rows, min(NEIGHBOURS, len(rows) - 1))
+    judgement = judge_labels(rows, labels[found], near, neighbours)
+    clean[found] = judgement.clean_probability.to(clean)
+    suggested[found] = judgement.suggested
+    probability[found] = judgement.suggested_probability.to(clean)
+    return _Judged(clean, suggested, probability, judgement.noise_rate)
