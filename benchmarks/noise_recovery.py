@@ -48,6 +48,8 @@ ROWS = {
     },
     "MCL + PRISM (centre), auto": {"method": "prism-mcl", "noise_rate": "auto"},
     "oracle": {"method": "oracle"},
+    "Refract": {"method": "refract", "noise_rate": "auto"},
+    "oracle of Refract": {"method": "refract-oracle", "noise_rate": "auto"},
 }
 SEEDS = (0, 1, 2)
 # With all labels right, MCL is its own oracle, and a known R of 0 is MCL.
@@ -56,6 +58,7 @@ GRID = [
     (0.2, "MCL + PRISM (centre), auto"),
     (0.0, "MCL + PRISM (centre), auto"),
     (0.0, "MCL"),
+    (0.0, "Refract"),
 ]
 
 HEADER = ["noise", "row", "seeds", "P@1", "MAP@R", "gap closed, P@1", "gap closed, MAP@R", "noise estimated"]

@@ -200,7 +200,7 @@ def test_selectors_judge_and_report_their_rate(name: str) -> None:
 
 
 def test_only_the_oracle_asks_for_the_truth() -> None:
-    assert [name for name, method in METHODS.items() if method.clean_only] == ["oracle"]
+    assert [name for name, method in METHODS.items() if method.clean_only] == ["oracle", "refract-oracle"]
 
 
 @pytest.mark.parametrize(

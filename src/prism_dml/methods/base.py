@@ -66,6 +66,15 @@ class Method(nn.Module):
     def on_round_start(self, number: int, embed_all: EmbedAll) -> None:
         """Prepare round `number`, the first being 0; most methods have only that one."""
 
+    def look_every(self, epoch: int, steps: int) -> int:
+        """Steps from one call of `on_epoch_start` to the next, at least 1: an epoch, unless a method says otherwise.
+
+        Args:
+            epoch: steps in an epoch of the data.
+            steps: steps in a round.
+        """
+        return epoch
+
     def on_epoch_start(self, embed_all: EmbedAll) -> None:
         """Look at the whole training set; most methods have no need to."""
 

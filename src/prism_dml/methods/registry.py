@@ -10,6 +10,7 @@ from prism_dml.methods.mcl import MCL, Oracle, PrismMCL
 from prism_dml.methods.pairwise import Circle, Contrastive, FastAP, MultiSimilarity, SupCon
 from prism_dml.methods.prototypes import PrismPrototypes
 from prism_dml.methods.proxy import NormalisedSoftmax, ProxyAnchor, ProxyNCA, SoftTriple, SubCentreArcFace
+from prism_dml.methods.refract import Refract, RefractOracle
 from prism_dml.methods.soft_triple import PrismSoftTriple
 
 METHODS: dict[str, type[Method]] = {
@@ -36,7 +37,10 @@ METHODS: dict[str, type[Method]] = {
         SubCentreArcFace,
         KNNDenoising,
         PrismPrototypes,
+        # ours
+        Refract,
         Oracle,
+        RefractOracle,
     )
 }
 

@@ -140,11 +140,12 @@ def train(
     batch_size = config.classes_per_batch * config.samples_per_class
     batches = ranks.batches(shares, torch.from_numpy(samples.labels), batch_size)
     steps = config.steps * method.rounds
+    look_every = method.look_every(sampler.num_batches, config.steps)
     with StopRequest() as stop, RunProgress(config.method, steps, start, ranks.first) as show:
         for step in range(start, steps):
             if step % config.steps == 0:
                 method.on_round_start(step // config.steps, embed)
-            if step % sampler.num_batches == 0:
+            if step % look_every == 0:
                 method.on_epoch_start(embed)
             batch = next(batches)
             torch.manual_seed(

@@ -1,0 +1,145 @@
+"""Refract: judge the whole training set a few times, believe what is right, put right what is surely wrong."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from prism_dml.methods.base import EmbedAll, StepResult, TrainingSet
+from prism_dml.methods.config import MethodConfig
+from prism_dml.methods.mcl import MCL
+from prism_dml.models.embedder import Embedder
+from prism_dml.retrieval import neighbour_graph
+from prism_dml.selection import Selection
+from prism_dml.selection.cross_fit import judge_labels
+
+LOOKS = 8
+"""Parts of the run; after each but the last the whole training set is judged anew."""
+
+BELIEVED = 0.5
+"""Probability of being right from which on a label is believed as given."""
+
+SURE = 0.8
+"""Probability from which on a class takes the place of a label that is believed to be wrong."""
+
+NEIGHBOURS = 64
+"""Nearest neighbours that name the classes which a sample may belong to."""
+
+
+class Refract(MCL):
+    """Memory contrastive loss on labels that are judged, and partly put right, as the embedding learns.
+
+    All labels are believed for the first eighth of the run. After each eighth the whole training set is embedded
+    without augmentation and every label judged by the class means of the others that are trusted, leave-one-out and in
+    folds (`judge_labels`): calibrated probabilities, and the share of wrong labels, come from the likelihood of the
+    given labels. A label that is more likely right than wrong is believed; else a class with a probability of 0.8 or
+    more takes its place; else the sample is not learned from until it is judged again. The memory holds every sample,
+    and a new judgement changes what its entries stand for at once. No noise rate.
+
+    A step costs what MCL's costs. A look costs a forward pass of the N samples, and O(N^2.D) time for their neighbours.
+    Source: PRISM (Liu et al., CVPR 2021), sec. 3, for trust by the similarity to class means; the rest is ours.
+    """
+
+    name = "refract"
+    summary = (
+        "memory contrastive loss; labels are judged a few times in a run, and put right where that is sure"
+    )
+    selects = True
+    trusted: Tensor
+    believed: Tensor
+    rate: Tensor
+    looks: Tensor
+
+    def __init__(self, embedder: Embedder, data: TrainingSet, config: MethodConfig) -> None:
+        super().__init__(embedder, data, config)
+        self.register_buffer("trusted", torch.ones(data.num_samples, dtype=torch.bool))  # labels as given
+        self.register_buffer("believed", data.labels.clone())  # (N,) labels to learn from, -1: none
+        self.register_buffer("rate", torch.zeros(()))
+        self.register_buffer("looks", torch.zeros((), dtype=torch.long))
+
+    def look_every(self, epoch: int, steps: int) -> int:
+        """An eighth of the run, whatever an epoch is."""
+        return max(1, steps // LOOKS)
+
+    def on_epoch_start(self, embed_all: EmbedAll) -> None:
+        """Judge all labels, but before the first step."""
+        if self.looks > 0:
+            embeddings = embed_all(self.embedder)
+            labels = self.data.labels.to(embeddings.device)
+            judged = _judge(embeddings, labels)
+            trusted = judged.clean >= BELIEVED
+            sure = judged.probability >= SURE
+            self.trusted.copy_(trusted)
+            self.believed.copy_(torch.where(trusted, labels, torch.where(sure, judged.suggested, -1)))
+            self.rate.fill_(judged.rate)
+        self.looks += 1
+
+    def forward(self, images: Tensor, labels: Tensor, index: Tensor) -> StepResult:
+        """Learn from all that is believed of a batch; `kept` are the labels believed as given."""
+        embeddings = self.embedder(images)  # (B, D)
+        self._learned = (embeddings.detach(), labels, index)
+        believed = self.believed[index]
+        known = believed >= 0
+        bank = self.bank
+        remembered = torch.where(bank.labels >= 0, self.believed[bank.index.clamp(min=0)], -1)  # (M,)
+        loss = self.criterion(
+            embeddings[known],
+            believed[known],
+            bank.embeddings,
+            remembered,
+            index[known],
+            bank.index,
+            bank.sum_over_shares,
+        )
+        return StepResult(loss, self.trusted[index])
+
+    def judge(self, embeddings: Tensor, labels: Tensor, index: Tensor) -> tuple[Selection, float]:
+        """Judge the whole training set as the looks do; see `Method.judge`."""
+        judged = _judge(embeddings, labels)
+        other = torch.where(judged.suggested == labels, 1 - judged.clean, judged.probability)
+        selection = Selection(
+            keep=judged.clean >= BELIEVED,
+            clean_probability=judged.clean,
+            threshold=judged.clean.new_tensor(BELIEVED),
+            suggested_label=judged.suggested,
+            margin=judged.clean - other,
+        )
+        return selection, judged.rate
+
+    @property
+    def noise_rate_estimate(self) -> float:
+        """The share of wrong labels as last judged; 0 before."""
+        return float(self.rate)
+
+
+class RefractOracle(Refract):
+    """Refract on the truly clean samples only: the line that it is measured against."""
+
+    name = "refract-oracle"
+    summary = "refract on the truly clean samples (needs the true labels)"
+    clean_only = True
+
+
+class _Judged(NamedTuple):
+    """Of N labels: the probability that each is right, the most probable class, its probability, the share wrong."""
+
+    clean: Tensor
+    suggested: Tensor
+    probability: Tensor
+    rate: float
+
+
+def _judge(embeddings: Tensor, labels: Tensor) -> _Judged:
+    """Judge labels (N,) by embeddings (N, D); what could not be embedded, a row of zeros, is believed."""
+    clean, suggested = torch.ones_like(embeddings[:, 0]), labels.clone()
+    probability = torch.ones_like(clean)
+    found = (embeddings != 0).any(dim=1).nonzero().squeeze(1)
+    if len(torch.unique(labels[found])) < 2:  # nothing to choose from
+        return _Judged(clean, suggested, probability, 0.0)
+    rows = embeddings[found]
+    near, neighbours = neighbour_graph(rows, min(NEIGHBOURS, len(rows) - 1))
+    judgement = judge_labels(rows, labels[found], near, neighbours)
+    clean[found] = judgement.clean_probability.to(clean)
+    suggested[found] = judgement.suggested
+    probability[found] = judgement.suggested_probability.to(clean)
+    return _Judged(clean, suggested, probability, judgement.noise_rate)

@@ -1,0 +1,127 @@
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from prism_dml.losses.contrastive import MemoryContrastiveLoss
+from prism_dml.methods.refract import LOOKS, Refract
+
+from .stand_in import Linear, build, draw, step
+
+CLASSES, EACH = 8, 20
+COUNT = CLASSES * EACH
+TRUTH = torch.arange(COUNT) % CLASSES
+
+
+def images_of(truth: Tensor, spread: float = 0.1) -> Tensor:
+    """Images by which those of one class agree."""
+    patterns = 5 * torch.randn(CLASSES, 3, 4, 4, generator=torch.Generator().manual_seed(7))
+    return patterns[truth] + spread * draw(0, len(truth))
+
+
+def flip(every: int) -> Tensor:
+    """Labels of which every so-manieth sample's is wrong, by a shift that differs from one to the next."""
+    shift = 1 + torch.arange(COUNT) // every % (CLASSES - 1)
+    wrong = torch.arange(COUNT) % every == 0
+    return torch.where(wrong, (TRUTH + shift) % CLASSES, TRUTH)
+
+
+def embed(images: Tensor):
+    def of(network: nn.Module) -> Tensor:
+        with torch.no_grad():
+            return network(images)
+
+    return of
+
+
+@pytest.fixture
+def labels() -> Tensor:
+    return flip(3)
+
+
+@pytest.fixture
+def looked(labels: Tensor) -> Refract:
+    method = build("refract", labels, Linear(dim=16))
+    images = images_of(TRUTH)
+    method.on_epoch_start(embed(images))
+    assert method.trusted.all() and torch.equal(method.believed, labels) and method.noise_rate_estimate == 0
+    batch = torch.arange(20)
+    assert step(method, images[batch], labels[batch], batch).all()
+    method.on_epoch_start(embed(images))
+    return method
+
+
+def test_looks_come_at_equal_parts_of_the_run() -> None:
+    method = build("refract")
+    assert method.look_every(epoch=3, steps=800) == 800 // LOOKS
+    assert method.look_every(epoch=3, steps=3) == 1
+
+
+def test_wrong_labels_are_put_right(looked: Refract, labels: Tensor) -> None:
+    assert torch.equal(looked.trusted, labels == TRUTH)
+    assert torch.equal(looked.believed, TRUTH)
+    assert looked.noise_rate_estimate == pytest.approx(1 / 3, abs=0.03)
+
+
+def test_the_loss_is_that_of_what_is_believed(looked: Refract, labels: Tensor) -> None:
+    batch = torch.arange(30, 50)
+    images = images_of(TRUTH)[batch]
+    looked.believed[33] = -1
+    looked.believed[5] = -1  # remembered, and believed no more
+    loss, kept = looked(images, labels[batch], batch)
+    assert torch.equal(kept, looked.trusted[batch])
+    inside = batch != 33
+    remembered = torch.arange(20)[torch.arange(20) != 5]
+    bank = looked.bank
+    assert bank.index[:20].tolist() == list(range(20))
+    expected = MemoryContrastiveLoss(0.5)(
+        looked.embedder(images)[inside],
+        TRUTH[batch][inside],
+        bank.embeddings[remembered],
+        TRUTH[remembered],
+        batch[inside],
+        remembered,
+    )
+    torch.testing.assert_close(loss, expected)
+
+
+def test_what_belongs_nowhere_is_left_out(labels: Tensor) -> None:
+    """A tenth of the samples is of no class: many are left out, and hardly one is put under another label."""
+    images = images_of(TRUTH)
+    stranger = torch.arange(COUNT) % 10 == 9
+    images[stranger] = 5 * draw(3, int(stranger.sum()))
+    method = build("refract", labels, Linear(dim=16))
+    for _ in range(2):
+        method.on_epoch_start(embed(images))
+    believed, given = method.believed[stranger], labels[stranger]
+    assert (believed == -1).float().mean() > 0.4
+    assert ((believed != -1) & (believed != given)).float().mean() < 0.2
+    assert torch.equal(method.believed[~stranger], TRUTH[~stranger])
+
+
+def test_clean_labels_stay() -> None:
+    method = build("refract", TRUTH, Linear(dim=16))
+    for _ in range(2):
+        method.on_epoch_start(embed(images_of(TRUTH)))
+    assert torch.equal(method.believed, TRUTH) and method.noise_rate_estimate < 0.02
+
+
+def test_what_could_not_be_embedded_is_believed(looked: Refract, labels: Tensor) -> None:
+    vectors = normalize(images_of(TRUTH).flatten(1), dim=1)
+    vectors[:3] = 0
+    selection, rate = looked.judge(vectors, labels, torch.arange(COUNT))
+    assert selection.keep[:3].all() and torch.equal(selection.suggested_label[:3], labels[:3])
+    assert torch.equal(selection.keep[3:], (labels == TRUTH)[3:])
+    assert torch.equal(selection.suggested_label[3:], TRUTH[3:])
+    assert ((selection.margin > 0) == selection.keep).all() and rate == pytest.approx(1 / 3, abs=0.03)
+    selection, rate = looked.judge(torch.zeros_like(vectors), labels, torch.arange(COUNT))
+    assert selection.keep.all() and rate == 0
+
+
+def test_the_judgement_is_remembered(looked: Refract, labels: Tensor) -> None:
+    other = build("refract", labels, Linear(dim=16))
+    other.load_state_dict(looked.state_dict())
+    batch, images = torch.arange(20), images_of(TRUTH)[:20]
+    for a, b in zip(looked(images, labels[batch], batch), other(images, labels[batch], batch), strict=True):
+        assert torch.equal(a, b)
+    assert other.noise_rate_estimate == looked.noise_rate_estimate
