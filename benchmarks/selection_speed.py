@@ -6,7 +6,7 @@
   "loops" goes over samples and classes, "rows" only over samples, one matrix-vector product each.
 - The same step beside the one matrix product that it cannot do without, B x C x D.
 - The memory contrastive loss, forward and backward, beside pytorch-metric-learning's CrossBatchMemory.
-- Growth of the step with batch, classes, bank and dimensions, for each similarity.
+- Growth of the step with batch, classes, bank and dimensions, for each similarity, and of the loss.
 
 What is compared takes turns, and the fastest turn counts: on a shared machine, others can only slow it down. The table
 also has the median of ours. One thread on the CPU is timed by the process's own clock, all else by the wall's.
@@ -52,6 +52,7 @@ MOST_PRODUCTS = (
 )
 MOST_PAIRS = 20_000_000  # batch x bank: beyond, pytorch-metric-learning takes gigabytes and is left out
 USUAL = {"batch": 64, "classes": 11_318, "bank": 59_551, "dimensions": 128}
+SIMILARITIES, LOSS = ("centre", "vmf", "exact"), "loss"
 GROWTH = {
     "batch": (64, 128, 256, 512, 1024),
     "classes": (2_000, 8_000, 32_000, 100_000),
@@ -247,14 +248,28 @@ def loss_row(scale: str, dim: int, batch: int, device: str) -> dict:
     return row
 
 
+def loss_stepper(size: dict[str, int], device: str) -> Callable[[], object]:
+    memory = rows(size["bank"], size["dimensions"], device, 0)
+    labels = torch.randint(size["classes"], (size["bank"],), generator=torch.Generator().manual_seed(0))
+    labels, index = labels.to(device), torch.arange(size["bank"], device=device)
+    part, leaf = slice(size["batch"]), rows(size["batch"], size["dimensions"], device, 1).requires_grad_()
+    criterion = MemoryContrastiveLoss()
+    return lambda: criterion(leaf, labels[part], memory, labels, index[part], index).backward()
+
+
 def growth(device: str) -> list[dict]:
     curves = []
-    for similarity, axis in itertools.product(("centre", "vmf", "exact"), GROWTH):
+    for similarity, axis in itertools.product((*SIMILARITIES, LOSS), GROWTH):
         points = []
         for value in GROWTH[axis]:
             size = USUAL | {axis: value}
-            selector, labels = filled(size["classes"], size["bank"], size["dimensions"], similarity, device)
-            step = stepper(selector, labels, size["batch"])
+            if similarity == LOSS:
+                step = loss_stepper(size, device)
+            else:
+                selector, labels = filled(
+                    size["classes"], size["bank"], size["dimensions"], similarity, device
+                )
+                step = stepper(selector, labels, size["batch"])
             points.append(race({"step": step}, device, seconds=0.5)["step"]["fastest"])
         exponent = float(np.polyfit(np.log(GROWTH[axis]), np.log(points), 1)[0])
         curves.append(
@@ -279,7 +294,7 @@ def plot(curves: list[dict], path: Path) -> None:
         axis.set_title(rest, fontsize=7)
         axis.legend(title="fitted exponent", fontsize=7, title_fontsize=7)
         axis.grid(alpha=0.3, which="both")
-    axes[0].set_ylabel("selector's step, ms")
+    axes[0].set_ylabel("selector's step by similarity, loss; ms")
     figure.savefig(path, dpi=110)
 
 
@@ -343,12 +358,13 @@ def table(result: dict) -> str:
         "",
         "## Growth",
         "",
-        f"Exponent of the step's time over {ranges}; the others stay at {usual}. See growth.png.",
+        "Exponent of the time of the selector's step, by similarity, and of the memory contrastive loss, over "
+        f"{ranges}; the others stay at {usual}. See growth.png.",
         "",
-        "| similarity | " + " | ".join(GROWTH) + " |",
+        "| | " + " | ".join(GROWTH) + " |",
         "|---|" + "---|" * len(GROWTH),
     ]
-    for similarity in ("centre", "vmf", "exact"):
+    for similarity in (*SIMILARITIES, LOSS):
         cells = [f"{c['exponent']:.2f}" for c in result["growth"] if c["similarity"] == similarity]
         lines.append(f"| {similarity} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
