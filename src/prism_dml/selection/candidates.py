@@ -19,6 +19,10 @@ and others only for their votes, being given would make it likely."""
 CHUNK = 4096
 """Samples looked at together: bounds the memory to CHUNK x (MOST_CANDIDATES + DRAWN) x D."""
 
+_FETCH = (
+    100  # products of a row with sums that lie in a row, in the time that it takes to fetch one from anywhere
+)
+
 _TEMPERATURE = 0.1  # of the neighbours' votes, in cosine
 
 
@@ -155,7 +159,7 @@ def weigh_candidates(
         classes = candidates.classes[part]
         samples = candidates.samples[part]
         row = whitened[samples]
-        dots = torch.bmm(sums[classes], row[:, :, None]).squeeze(2)  # (n, M)
+        dots = _products(row, sums, classes)
         first = torch.zeros_like(samples)  # the column of the given class
         densities.append(ball_density(dots, lengths[classes], mass[classes], first, trust[samples], row))
     classes = candidates.classes[rows]
@@ -166,3 +170,10 @@ def weigh_candidates(
         candidates.affinity[rows],
         heard[classes[:, 0]] - (trust[candidates.samples[rows]] > 0).long() > 0,
     )
+
+
+def _products(rows: Tensor, sums: Tensor, classes: Tensor) -> Tensor:
+    """Products (n, M) of rows (n, D) with those of the sums (C, D) that classes (n, M) name."""
+    if len(sums) <= _FETCH * classes.shape[1]:  # then all of them are less work than to fetch M for each row
+        return (rows @ sums.T).gather(1, classes)
+    return torch.bmm(sums[classes], rows[:, :, None]).squeeze(2)
