@@ -58,7 +58,7 @@ def vmf_similarity(
     scale = (kappa * counts / lengths.clamp(min=1e-12)).to(embeddings)  # kappa / length of the mean
     means = means.to(embeddings)
     products = (embeddings * means).sum(dim=1) if paired else embeddings @ means.T
-    return products.mul_(scale).add_(log_normaliser(kappa, dim).to(embeddings))
+    return torch.addcmul(log_normaliser(kappa, dim).to(embeddings), products, scale)
 
 
 def squared_resultant(norms: Tensor, counts: Tensor, pooled: Tensor, prior: float = 2.0) -> Tensor:
