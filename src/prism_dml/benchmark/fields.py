@@ -28,6 +28,7 @@ def from_yaml(kind: Any, value: Any, where: str) -> Any:
         ValueError: the value is not of the type; names the field.
     """
     origin, members = get_origin(kind), get_args(kind)
+    plain = origin is None and isinstance(kind, type)  # to Python 3.10 list[int] is a type too
     if kind is Any:
         return value
     if dataclasses.is_dataclass(kind):
@@ -45,7 +46,7 @@ def from_yaml(kind: Any, value: Any, where: str) -> Any:
             return float(value)  # YAML 1.1 takes 1e-3, which has no dot, for text
         except (TypeError, ValueError, OverflowError):
             pass
-    elif isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+    elif plain and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
     raise ValueError(f"{where}: expected {_describe(kind)}, not {value!r}")
 

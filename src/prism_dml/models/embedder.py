@@ -168,6 +168,10 @@ def _build_timm(
         else "so"
     )
     try:
+        if weights is not None and Path(weights).suffix != ".safetensors":
+            torch.load(
+                weights, map_location="cpu", weights_only=True
+            )  # timm's own loading may run code in a pickle
         model: nn.Module = timm.create_model(
             name, pretrained=pretrained or weights is not None, num_classes=0, **options
         )
