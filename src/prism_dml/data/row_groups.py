@@ -30,10 +30,10 @@ class ParquetImages:
 
     A row group is read as a whole, and of it only the column `image`. What that costs, in bytes read for each byte
     that is asked for: in the order of the table 1; in random order, with G images in a row group and a share h of the
-    data in memory (512 MiB in each process), (1 - h) * G. `PKSampler` with `blocks` sweeps over the row groups instead,
-    all classes at once. For G = 100, P = 16, K = 4 and images that are stored in random order that is, in place of 90
-    for h = 0.1 and 75 for 0.25, 1.4 and 1.0 for classes of 250 images, 55 and 13 for classes of 25; if images are
-    stored by class, 25 and 2 for classes of 250 (1.5 and 1.1 for G = 20), 11 and 1 for classes of 25. Every worker
+    data in memory (512 MiB in each process), up to (1 - h) * G. `PKSampler` with `blocks` sweeps over the row groups
+    instead, all classes at once. For G = 100, P = 16, K = 4 and h = 0.25 that is, in place of 60, 1.1 for classes of
+    250 images stored in random order and 11 for classes of 25, and 1.2 for classes of 25 stored by class
+    (`benchmarks/row_groups.py`). Every worker
     process reads for itself, so all this is once for each of them. Small classes are best stored by class, and in small
     row groups; a copy on disk can be put before a store (`filecache::s3://...`, see fsspec).
 
