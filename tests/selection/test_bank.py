@@ -138,9 +138,13 @@ def test_an_entry_does_not_change_with_the_batch_it_came_from() -> None:
 
 
 def test_everything_is_in_the_state() -> None:
-    bank = MemoryBank(2, 4, 5)
-    tensors = {name for name, value in vars(bank).items() if isinstance(value, torch.Tensor)}
-    assert not tensors and set(bank.state_dict()) == {name for name, _ in bank.named_buffers()}
+    bank, other = MemoryBank(2, 4, 5), MemoryBank(2, 4, 5)
+    assert not [name for name, value in vars(bank).items() if isinstance(value, torch.Tensor)]
+    bank.enqueue(torch.rand(7, 4), torch.tensor([0, 1, 1, 0, 1, 0, 0]), torch.arange(7))
+    other.load_state_dict(bank.state_dict())
+    for name, buffer in bank.named_buffers():
+        assert buffer.any(), name
+        assert torch.allclose(buffer.double(), dict(other.named_buffers())[name].double(), rtol=1e-12), name
 
 
 @pytest.mark.parametrize("size", [0, -3])

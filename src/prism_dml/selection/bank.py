@@ -33,6 +33,7 @@ class MemoryBank(nn.Module):
     class_sums: Tensor
     class_counts: Tensor
     centres: Tensor
+    class_lengths: Tensor
     latest: Tensor
     previous: Tensor
 
@@ -50,6 +51,8 @@ class MemoryBank(nn.Module):
         self.register_buffer("class_sums", torch.zeros(num_classes, embedding_dim, dtype=torch.float64))
         self.register_buffer("class_counts", torch.zeros(num_classes, dtype=torch.long))
         self.register_buffer("centres", torch.zeros(num_classes, embedding_dim))  # class_sums / class_counts
+        # Lengths of the sums; not in the state, since they follow from it.
+        self.register_buffer("class_lengths", torch.zeros(num_classes), persistent=False)
         # The entries of one sample form a chain from the newest to the oldest: `latest` starts it (hashed by
         # sample index), `previous` goes on from each slot. It makes leave-one-out independent of M.
         self.register_buffer("latest", torch.full((size,), -1))  # (M,) entry numbers
@@ -96,6 +99,7 @@ class MemoryBank(nn.Module):
         sums = self.class_sums[touched] * (counts > 0)  # an emptied class is exactly zero
         self.class_sums[touched] = sums
         self.centres[touched] = (sums / counts.clamp(min=1)).float()
+        self.class_lengths[touched] = sums.norm(dim=1).float()
 
     @torch.no_grad()
     def resize(self, size: int) -> None:
@@ -114,6 +118,10 @@ class MemoryBank(nn.Module):
     def sum_over_shares(self, tensor: Tensor) -> Tensor:
         """Sum of what each part of the memory gives; there is only one. See `ShardedBank`."""
         return tensor
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self.class_lengths.copy_(self.class_sums.norm(dim=1))
 
     def _slots(self, entries: Tensor) -> Tensor:
         """Where entries lie, of those that are held here."""

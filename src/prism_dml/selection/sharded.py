@@ -75,7 +75,7 @@ class ShardedBank(MemoryBank):
                     places = getattr(whole, name)[start * self._of :][: len(together)]
                     places.copy_(together[: len(places)])
         if whole is not None:
-            for name in ("total", "class_sums", "class_counts", "centres"):
+            for name in ("total", "class_sums", "class_counts", "class_lengths", "centres"):
                 getattr(whole, name).copy_(getattr(self, name))
             whole._relink()
         return whole
