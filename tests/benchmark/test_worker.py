@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from prism_dml.benchmark.jobs import grid_jobs, tuning_jobs
-from prism_dml.benchmark.worker import _selection, resolve, run_job, test_table, training_table
+from prism_dml.benchmark.worker import _selection, resolve, run_job, test_table, training_table, tuning_table
+from prism_dml.data import read_table
 
 test_table.__test__ = False
 
@@ -55,6 +56,39 @@ def test_tuning_is_judged_on_training_classes(protocol_of, fields, data_root, tm
     result = run_job(job, tmp_path, data_root, "cpu")
     assert "metrics" not in result
     assert [step for step, _ in result["validation"]] == [1, 2]
+
+
+@pytest.mark.parametrize("noise, rate", [("symmetric", 0.5), ("small-cluster", 0.4), ("none", None)])
+def test_tuning_learns_from_wrong_labels_and_validates_on_true_ones(job_of, data_root, noise, rate):
+    job = replace(job_of("MCL"), kind="tuning", noise=noise, rate=rate, settings={"validation": 0.4})
+    table, untouched = tuning_table(job, data_root), read_table(data_root / "images").split("train")
+    assert list(table.paths) == list(untouched.paths)
+    assert [table.classes[k] for k in table.clean_labels] == [untouched.classes[k] for k in untouched.labels]
+    learned, validation = table.split("train"), table.split("validation")
+    assert not validation.is_noisy.any() and len(validation.classes) == 2
+    assert not set(validation.classes) & set(learned.classes)
+    assert learned.is_noisy.mean() == pytest.approx(
+        {"symmetric": 0.5, "small-cluster": 0.5, "none": 0}[noise], abs=0.01
+    )
+
+
+def test_tuning_on_labels_as_given(job_of, data_root, tmp_path):
+    table = read_table(data_root / "images")
+    names = np.array(table.classes)
+    given, train = table.labels.copy(), table.splits == "train"
+    wrong = np.flatnonzero(train)[::3]
+    given[wrong] = given[np.roll(wrong, 5)]  # labels of other classes
+    files = [str(data_root / "images" / path) for path in table.paths]
+    rows = [
+        f"{file},{a},{b},{c}" for file, a, b, c in zip(files, names[given], names[table.labels], table.splits)
+    ]
+    (tmp_path / "data.csv").write_text("\n".join(["path,label,clean_label,split", *rows]))
+    job = replace(job_of("MCL"), kind="tuning", path=str(tmp_path / "data.csv"), noise="given", rate=None)
+    found = tuning_table(replace(job, settings={"validation": 0.4}), tmp_path)
+    learned, validation = found.split("train"), found.split("validation")
+    assert not validation.is_noisy.any() and len(validation) == 12
+    assert not set(validation.classes) & set(learned.classes)
+    assert 0 < learned.is_noisy.sum() < len(wrong) and len(learned) < 24  # some named a class set aside
 
 
 def test_labels_of_the_rows(job_of, data_root):

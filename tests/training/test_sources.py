@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 
 from prism_dml.data import ImageTable
 from prism_dml.data.table import BytesImages
-from prism_dml.training.sources import cut_validation
+from prism_dml.training.sources import cut_validation, own_validation
 
 
 def table_of(sizes: list[int]) -> ImageTable:
@@ -54,3 +56,19 @@ def test_the_choice_depends_on_the_seed() -> None:
 def test_one_class_is_too_few() -> None:
     with pytest.raises(ValueError, match="2 classes or more"):
         cut_validation(table_of([5]), 0.1, 0)
+
+
+@pytest.mark.parametrize("name", ["validation", "valid", "val"])
+def test_a_split_for_validation_is_used_as_it_is(name: str) -> None:
+    table = table_of([3, 4, 5])
+    splits = np.where(table.labels == 1, name, "train")
+    found = own_validation(replace(table, splits=splits))
+    assert found is not None and found.classes == ["class 001"] and len(found) == 4
+    assert own_validation(table) is None
+    assert own_validation(replace(table, splits=np.where(table.labels == 1, "test", "train"))) is None
+
+
+def test_a_split_for_validation_without_a_pair_is_refused() -> None:
+    table = table_of([3, 1, 5])
+    with pytest.raises(ValueError, match="the split 'val' has no two images of a class"):
+        own_validation(replace(table, splits=np.where(table.labels == 1, "val", "train")))

@@ -27,6 +27,7 @@ from prism_dml.retrieval import retrieval_metrics
 from prism_dml.training import TrainConfig, train
 from prism_dml.training.checkpoint import FILE as CHECKPOINT
 from prism_dml.training.measure import embed_all
+from prism_dml.training.sources import cut_validation
 
 RESULT, LOG = "result.json", "log.txt"
 METRICS = ("precision_at_1", "r_precision", "map_at_r", "recall_at_2", "recall_at_4", "recall_at_8")
@@ -99,8 +100,8 @@ def run_job(job: Job, folder: Path, data_root: Path, accelerator: str) -> dict[s
         size = job.settings.get("image_size") or SMALL_SIZE
         images = open_images(test_table(job, data_root), size, Augment("none"))
         return {"metrics": _metrics(_pixels(images), images.table)}
-    table = training_table(job, data_root)
-    noisy = table.is_noisy
+    table = (tuning_table if job.kind == "tuning" else training_table)(job, data_root)
+    noisy = table.split("train").is_noisy
     noise = None if noisy is None else float(noisy.mean())
     settings = {**job.settings, "method": job.method, "seed": job.seed, "accelerator": accelerator}
     if settings.get("noise_rate") == KNOWN:
@@ -145,6 +146,35 @@ def training_table(job: Job, data_root: Path) -> ImageTable:
     if job.labels == "clean":
         table = _with_true_labels(table)
     return table.split("train")
+
+
+def tuning_table(job: Job, data_root: Path) -> ImageTable:
+    """The split "train" of a job's data for a choice of settings.
+
+    Some classes are set aside as the split "validation", and the labels of the others are made wrong as the job says:
+    as in the test split, labels are true there. Where the truth is not known, the labels are as given, and the training
+    sets classes aside by them.
+    """
+    whole = read_table(resolve(job.path, data_root)).split("train")
+    if job.noise == "given" and whole.clean_labels is None:
+        return training_table(job, data_root)
+    truth = whole.labels if whole.clean_labels is None else whole.clean_labels
+    names = np.array([*whole.classes, None], dtype=object)  # the last is that of -1
+    true_table = replace(whole, labels=truth, clean_labels=truth).select(truth >= 0)
+    _, validation = cut_validation(true_table, job.settings["validation"], job.seed)
+    aside = [] if validation is None else validation.classes
+    held = np.isin(names[truth], aside)
+    learned = whole.select(~held)
+    if job.noise not in ("none", "given"):
+        learned = corrupt_table(learned.compact(), job.noise, job.rate, job.seed)  # type: ignore[arg-type]
+    given = names[truth]
+    if job.noise != "none":
+        given[~held] = np.array(learned.classes, dtype=object)[learned.labels]
+    # A label that people gave may name a class that is set aside: nothing can be learned from it here.
+    stays = held | ~np.isin(given, aside)
+    splits = np.where(held, "validation", "train")
+    table = ImageTable.from_names(whole.images, whole.paths, given, names[truth], splits)
+    return table.select(stays)
 
 
 def test_table(job: Job, data_root: Path) -> ImageTable:

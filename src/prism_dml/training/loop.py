@@ -61,7 +61,8 @@ def train(
     Processes that torchrun has started share the work as they are; the data and the folder must be there for all.
 
     Args:
-        data: folder, CSV or parquet, or a table that was read from one; its split "train", if it has splits.
+        data: folder, CSV or parquet, or a table that was read from one. Of its splits, if it has some, "train" is
+            learned from, and one for validation ("validation", "valid" or "val") used for that.
         config: settings.
         out: folder of the run.
         resume: go on from the folder's checkpoint, bit for bit as if the run had never stopped.
@@ -85,7 +86,7 @@ def train(
     fabric, ranks = join(config)
     if fabric.device.type == "cpu":
         keep_freed_memory()
-    table = (data if isinstance(data, ImageTable) else read_table(data)).split("train")
+    table = data if isinstance(data, ImageTable) else read_table(data)
 
     embedder = Embedder(
         config.backbone,
@@ -112,7 +113,7 @@ def train(
     guard = Guard(method, config.max_bad_steps)
     modules = {"method": method, "tally": tally, "guard": guard}
     settings = asdict(config) | {"num_samples": len(samples), "num_classes": samples.num_classes}
-    settings |= {"data": _fingerprint(table), "devices": ranks.share.of}
+    settings |= {"data": _fingerprint(table.split("train")), "devices": ranks.share.of}
 
     out.mkdir(parents=True, exist_ok=True)
     start, best, log_bytes = 0, -math.inf, 0

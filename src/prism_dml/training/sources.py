@@ -12,6 +12,9 @@ from prism_dml.data.table import IntArray
 from prism_dml.models import Preprocess
 from prism_dml.training.config import TrainConfig
 
+VALIDATION = ("validation", "valid", "val")
+"""Names of a split for validation, as people write them."""
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -20,7 +23,7 @@ class Sources:
     train: ImageBatches
     """What is learned from; labels are compact."""
     validation: ImageBatches | None
-    """Images of training classes set aside to choose the best checkpoint, or None."""
+    """Images set aside to choose the best checkpoint, or None."""
     blocks: IntArray | None = None
     """(N,) where each image of `train` is stored, if they are more than stays in memory; see `PKSampler`."""
 
@@ -47,6 +50,23 @@ def cut_validation(table: ImageTable, share: float, seed: int) -> tuple[ImageTab
     return table.select(~aside).compact(), validation
 
 
+def own_validation(table: ImageTable) -> ImageTable | None:
+    """The split of a data set that is meant for validation, compact, or None if it has none; see `VALIDATION`.
+
+    Raises:
+        ValueError: the split has no two images of a class.
+    """
+    name = None if table.splits is None else next((n for n in VALIDATION if (table.splits == n).any()), None)
+    if name is None:
+        return None
+    part = table.split(name)
+    if part.class_counts.max() < 2:
+        raise ValueError(
+            f"the split '{name}' has no two images of a class, so nothing can be retrieved in it"
+        )
+    return part
+
+
 def open_sources(
     table: ImageTable,
     config: TrainConfig,
@@ -57,8 +77,10 @@ def open_sources(
 ) -> Sources:
     """Split a training table and open its images.
 
+    Validation is on the data's own split for it; without one, on whole classes of the split "train".
+
     Args:
-        table: samples of the split "train".
+        table: all samples.
         config: settings of the run.
         look: the model's preprocessing.
         clean_only: learn from the truly clean samples only (the oracle).
@@ -68,7 +90,10 @@ def open_sources(
     Raises:
         ValueError: fewer than two classes, too many unreadable images, or unknown truth where it is needed.
     """
-    train, validation = cut_validation(table, config.validation, config.seed)
+    train, validation = table.split("train"), own_validation(table) if config.validation > 0 else None
+    if validation is None:
+        train, validation = cut_validation(train, config.validation, config.seed)
+    train.require_classes(2)
     if clean_only:
         if train.is_noisy is None:
             raise ValueError(f'method "{config.method}" needs the true labels, which the data does not have')
