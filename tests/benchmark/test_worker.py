@@ -79,9 +79,8 @@ def test_tuning_on_labels_as_given(job_of, data_root, tmp_path):
     wrong = np.flatnonzero(train)[::3]
     given[wrong] = given[np.roll(wrong, 5)]  # labels of other classes
     files = [str(data_root / "images" / path) for path in table.paths]
-    rows = [
-        f"{file},{a},{b},{c}" for file, a, b, c in zip(files, names[given], names[table.labels], table.splits)
-    ]
+    columns = zip(files, names[given], names[table.labels], table.splits, strict=True)
+    rows = [",".join(row) for row in columns]
     (tmp_path / "data.csv").write_text("\n".join(["path,label,clean_label,split", *rows]))
     job = replace(job_of("MCL"), kind="tuning", path=str(tmp_path / "data.csv"), noise="given", rate=None)
     found = tuning_table(replace(job, settings={"validation": 0.4}), tmp_path)

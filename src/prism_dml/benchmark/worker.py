@@ -173,7 +173,8 @@ def tuning_table(job: Job, data_root: Path) -> ImageTable:
     # A label that people gave may name a class that is set aside: nothing can be learned from it here.
     stays = held | ~np.isin(given, aside)
     splits = np.where(held, "validation", "train")
-    table = ImageTable.from_names(whole.images, whole.paths, given, names[truth], splits)
+    columns = (column.tolist() for column in (given, names[truth], splits))
+    table = ImageTable.from_names(whole.images, whole.paths, *columns)
     return table.select(stays)
 
 
