@@ -122,3 +122,10 @@ def test_the_epoch_is_remembered() -> None:
 def test_needs_the_noise_rate(name: str) -> None:
     with pytest.raises(ValueError, match=f'"{name}" cannot estimate the noise rate: .*--noise-rate'):
         build(name, noise_rate="auto")
+
+
+@pytest.mark.parametrize("steps, epochs", [(1000, 10), (100, 5), (3, 1)])
+def test_the_rise_takes_half_of_a_short_run(steps: int, epochs: float) -> None:
+    method = build("co-teaching", noise_rate=0.8, rise_epochs=10)
+    assert method.look_every(10, steps) == 10
+    assert method.rise_epochs == epochs

@@ -14,9 +14,10 @@ from prism_dml.methods.base import StepResult
 from prism_dml.methods.mcl import PrismMCL
 from prism_dml.methods.registry import METHODS, find_method
 from prism_dml.models import load
+from prism_dml.retrieval import retrieval_metrics
 from prism_dml.training import RunStopped, loop, train
 from prism_dml.training.checkpoint import FILE
-from prism_dml.training.measure import validate
+from prism_dml.training.measure import embed_all, validate
 from prism_dml.training.stop import StopRequest
 
 
@@ -373,7 +374,8 @@ def test_the_best_checkpoint_on_validation_is_the_model(table, settings, monkeyp
     scores, weights = iter([0.2, 0.9, 0.5]), []
 
     def scripted(embedder, images, ranks) -> float:
-        assert 0 <= validate(embedder, images) <= 1
+        measured = retrieval_metrics(embed_all(embedder, images), torch.from_numpy(images.table.labels))
+        assert validate(embedder, images) == pytest.approx(measured["precision_at_1"])
         weights.append({key: value.clone() for key, value in embedder.state_dict().items()})
         return next(scores)
 

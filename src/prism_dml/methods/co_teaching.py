@@ -16,8 +16,8 @@ from prism_dml.selection import TopR
 class CoTeaching(Method):
     """Two classifiers; each learns from the samples of a batch on which the other has the smallest loss.
 
-    The share r_t that is left out rises linearly from 0 in the first epoch to the noise rate after `rise_epochs`. Loss:
-    cross-entropy; embedding: the features before the classifier. `embedder` is evaluated, and its samples are `kept`.
+    The share r_t that is left out rises linearly from 0 in the first epoch to the noise rate after `rise_epochs`, or
+    half of a run that is shorter than twice those. Loss: cross-entropy; embedding: the features before the classifier. `embedder` is evaluated, and its samples are `kept`.
     Source: Han et al., NeurIPS 2018.
     """
 
@@ -34,12 +34,17 @@ class CoTeaching(Method):
             raise ValueError(
                 f'method "{self.name}" cannot estimate the noise rate: give it, --noise-rate 0.3'
             )
-        self.noise_rate, self.rise_epochs = float(config.noise_rate), config.rise_epochs
+        self.noise_rate, self.rise_epochs = float(config.noise_rate), float(config.rise_epochs)
         self.peer = embedder.sibling()
         weights = [self.classifier.draw(data.num_classes, self.embedding_dim, seed) for seed in (0, 1)]
         self.class_weights = nn.ParameterList(weights)
         self.rule = TopR()
         self.register_buffer("epochs", torch.zeros((), dtype=torch.long))  # begun so far
+
+    def look_every(self, epoch: int, steps: int) -> int:
+        """An epoch; in a run too short for it the rise is cut, or nothing would ever be left out."""
+        self.rise_epochs = max(1.0, min(self.rise_epochs, steps / epoch / 2))
+        return epoch
 
     def on_epoch_start(self, embed_all: EmbedAll) -> None:
         """Count the epochs."""

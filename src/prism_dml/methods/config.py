@@ -26,7 +26,8 @@ class MethodConfig:
         shard_bank: Let each of several processes hold a part of the memory only; the results are the same.
         margin: Cosine above which images of different labels are pushed apart, in [-1, 1).
         bank_weight: Weight of the memory's part of the loss, at least 0.
-        rise_epochs: Epochs in which the share that co-teaching leaves out rises from 0 to the noise rate, at least 1.
+        rise_epochs: Epochs in which the share that co-teaching leaves out rises from 0 to the noise rate, at least 1;
+            in half of the run at most.
     """
 
     method: str = "prism-mcl"
