@@ -17,7 +17,8 @@ class CoTeaching(Method):
     """Two classifiers; each learns from the samples of a batch on which the other has the smallest loss.
 
     The share r_t that is left out rises linearly from 0 in the first epoch to the noise rate after `rise_epochs`, or
-    half of a run that is shorter than twice those. Loss: cross-entropy; embedding: the features before the classifier. `embedder` is evaluated, and its samples are `kept`.
+    after half of a run that is shorter than twice those. Loss: cross-entropy; embedding: the features before the
+    classifier. `embedder` is evaluated, and its samples are `kept`.
     Source: Han et al., NeurIPS 2018.
     """
 

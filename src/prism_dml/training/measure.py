@@ -32,7 +32,7 @@ def embed_all(network: nn.Module, images: ImageBatches, ranks: Ranks = ALONE) ->
 
 
 def validate(embedder: Embedder, images: ImageBatches, ranks: Ranks = ALONE) -> float:
-    """Precision@1 among the validation images, by given labels: the truth is never asked. NaN if nothing has a match."""
+    """Precision@1 among the validation images, by given labels: the truth is never asked. NaN without a match."""
     embeddings, labels = embed_all(embedder, images, ranks), torch.from_numpy(images.table.labels)
     readable = (embeddings.abs().sum(dim=1) > 0).cpu()
     embeddings, labels = embeddings[readable], labels[readable]
