@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from prism_dml.losses.contrastive import MemoryContrastiveLoss
-from prism_dml.methods.refract import LOOKS, Refract
+from prism_dml.methods.refract import PARTS, Refract
 
 from .stand_in import Linear, build, draw, step
 
@@ -51,10 +51,21 @@ def looked(labels: Tensor) -> Refract:
     return method
 
 
-def test_looks_come_at_equal_parts_of_the_run() -> None:
-    method = build("refract")
-    assert method.look_every(epoch=3, steps=800) == 800 // LOOKS
-    assert method.look_every(epoch=3, steps=3) == 1
+def test_looks_are_denser_early_in_the_run() -> None:
+    method = build("refract", TRUTH, Linear(dim=16))
+    every = method.look_every(epoch=3, steps=800)
+    assert every == 800 // PARTS and method.look_every(epoch=3, steps=3) == 1
+    looks = []
+    for begun in range(0, 800, every):
+        asked = []
+
+        def embed_all(network: nn.Module, asked: list[nn.Module] = asked) -> Tensor:
+            asked.append(network)
+            return embed(images_of(TRUTH))(network)
+
+        method.on_epoch_start(embed_all)
+        looks += [begun] * len(asked)
+    assert looks == [50, 100, 150, 200, 300, 400, 600]
 
 
 def test_wrong_labels_are_put_right(looked: Refract, labels: Tensor) -> None:

@@ -13,8 +13,11 @@ from prism_dml.retrieval import neighbour_graph
 from prism_dml.selection import Selection
 from prism_dml.selection.cross_fit import judge_labels
 
-LOOKS = 8
-"""Parts of the run; after each but the last the whole training set is judged anew."""
+PARTS = 16
+"""Parts of the run, counted to say when the whole training set is judged."""
+
+LOOKS = (1, 2, 3, 4, 6, 8, 12)
+"""After so many parts. Early ones count most: what was learned from wrong labels stays. Each costs a forward pass."""
 
 BELIEVED = 0.5
 """Probability of being right from which on a label is believed as given."""
@@ -29,12 +32,12 @@ NEIGHBOURS = 64
 class Refract(MCL):
     """Memory contrastive loss on labels that are judged, and partly put right, as the embedding learns.
 
-    All labels are believed for the first eighth of the run. After each eighth the whole training set is embedded
-    without augmentation and every label judged by the class means of the others that are trusted, leave-one-out and in
-    folds (`judge_labels`): calibrated probabilities, and the share of wrong labels, come from the likelihood of the
-    given labels. A label that is more likely right than wrong is believed; else a class with a probability of 0.8 or
-    more takes its place; else the sample is not learned from until it is judged again. The memory holds every sample,
-    and a new judgement changes what its entries stand for at once. No noise rate.
+    All labels are believed for the first sixteenth of the run. Then, and six times more (`LOOKS`), the whole training
+    set is embedded without augmentation and every label judged by the class means of the others that are trusted,
+    leave-one-out and in folds (`judge_labels`): calibrated probabilities, and the share of wrong labels, come from the
+    likelihood of the given labels. A label that is more likely right than wrong is believed; else a class with a
+    probability of 0.8 or more takes its place; else the sample is not learned from until it is judged again. The memory
+    holds every sample, and a new judgement changes what its entries stand for at once. No noise rate.
 
     A step costs what MCL's costs. A look costs a forward pass of the N samples, and O(N^2.D) time for their neighbours.
     Source: PRISM (Liu et al., CVPR 2021), sec. 3, for trust by the similarity to class means; the rest is ours.
@@ -48,22 +51,22 @@ class Refract(MCL):
     trusted: Tensor
     believed: Tensor
     rate: Tensor
-    looks: Tensor
+    parts: Tensor
 
     def __init__(self, embedder: Embedder, data: TrainingSet, config: MethodConfig) -> None:
         super().__init__(embedder, data, config)
         self.register_buffer("trusted", torch.ones(data.num_samples, dtype=torch.bool))  # labels as given
         self.register_buffer("believed", data.labels.clone())  # (N,) labels to learn from, -1: none
         self.register_buffer("rate", torch.zeros(()))
-        self.register_buffer("looks", torch.zeros((), dtype=torch.long))
+        self.register_buffer("parts", torch.zeros((), dtype=torch.long))  # finished so far
 
     def look_every(self, epoch: int, steps: int) -> int:
-        """An eighth of the run, whatever an epoch is."""
-        return max(1, steps // LOOKS)
+        """A sixteenth of the run, whatever an epoch is."""
+        return max(1, steps // PARTS)
 
     def on_epoch_start(self, embed_all: EmbedAll) -> None:
-        """Judge all labels, but before the first step."""
-        if self.looks > 0:
+        """Judge all labels, if it is time to."""
+        if int(self.parts) in LOOKS:
             embeddings = embed_all(self.embedder)
             labels = self.data.labels.to(embeddings.device)
             judged = _judge(embeddings, labels)
@@ -72,7 +75,7 @@ class Refract(MCL):
             self.trusted.copy_(trusted)
             self.believed.copy_(torch.where(trusted, labels, torch.where(sure, judged.suggested, -1)))
             self.rate.fill_(judged.rate)
-        self.looks += 1
+        self.parts += 1
 
     def forward(self, images: Tensor, labels: Tensor, index: Tensor) -> StepResult:
         """Learn from all that is believed of a batch; `kept` are the labels believed as given."""

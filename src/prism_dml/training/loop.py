@@ -128,7 +128,8 @@ def train(
     ranks.start_equal(method, settings | {"step": start})
 
     def embed(network: nn.Module) -> torch.Tensor:
-        return embed_all(network, sources.train, ranks)
+        with fabric.autocast():  # as in the steps: it is half of the time
+            return embed_all(network, sources.train, ranks)
 
     def checkpoint(step: int) -> None:
         states = {name: ranks.whole_state(module) for name, module in modules.items()}

@@ -21,7 +21,7 @@ def embed_all(network: nn.Module, images: ImageBatches, ranks: Ranks = ALONE) ->
     """
     training = network.training
     network.eval()
-    rows = [(batch.index, network(batch.images)) for batch in images.evaluate(share=ranks.share)]
+    rows = [(batch.index, network(batch.images).float()) for batch in images.evaluate(share=ranks.share)]
     network.train(training)
     width = ranks.largest(rows[0][1].shape[1] if rows else 0)
     device = next(network.parameters()).device
