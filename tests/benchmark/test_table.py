@@ -84,6 +84,21 @@ def test_what_is_missing_or_failed(finished, tmp_path):
     assert "Nothing is finished yet." in (tmp_path / "table.md").read_text(encoding="utf-8")
 
 
+def test_rows_below_raw_pixels_are_named(finished, tmp_path):
+    protocol, places, results = finished
+    for floor, words in [
+        (0.1, None),
+        (0.4, "below raw pixels: MCL."),
+        (0.6, "below raw pixels: MCL, PRISM."),
+    ]:
+        for place in places:
+            if place.row.name == "Raw pixels":
+                results[place.job.key] = record(floor)
+        write_table(tmp_path / "table.md", protocol, places, results, Facts("x", [], []))
+        text = (tmp_path / "table.md").read_text(encoding="utf-8")
+        assert ("below raw pixels" in text) == (words is not None) and (words or "") in text
+
+
 def test_no_gap_where_the_oracle_is_not_better(finished, tmp_path):
     protocol, places, results = finished
     for place in places:

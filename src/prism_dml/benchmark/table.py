@@ -129,6 +129,12 @@ def _section(protocol: Protocol, places: Sequence[Place], results: dict[str, Rec
                 (row.name for row in contest if row.group == group), key=means["precision_at_1"].__getitem__
             )
             lines.append(f"- {group}: {name}, {means['precision_at_1'][name]:.3f}")
+    floor = max(
+        (mean(_metric(runs[r.name], "precision_at_1")) for r in rows if r.method == RAW_PIXELS), default=0.0
+    )
+    below = [row.name for row in contest if means["precision_at_1"][row.name] < floor]
+    if below:
+        lines += ["", f"Worse than no training at all, below raw pixels: {', '.join(below)}."]
     return lines
 
 
