@@ -116,7 +116,7 @@ def _learning(
     for name in sorted(curves, key=order.__getitem__):
         steps, values = _average(curves[name])
         axes.plot(steps, values, label=name, **_look(order[name]))
-    axes.set_title(f"{data}: training classes set aside, by given labels", loc="left")
+    axes.set_title(f"{data}: training classes set aside", loc="left")
     axes.set_xlabel("Training step")
     axes.set_ylabel("Precision@1")
     return _write(figure, axes, file)
