@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,6 +72,52 @@ def test_a_full_disk_ends_a_run_with_one_line_and_a_whole_checkpoint(
     monkeypatch.undo()
     assert main([*arguments(folder, out), "--resume"]) == 0
     assert left_behind(out) == whole
+
+
+FULL = """
+import os, shutil, sys
+from pathlib import Path
+from prism_dml.cli.main import main
+from prism_dml.training import loop
+from prism_dml.training.checkpoint import FILE
+
+disk, kept, *arguments = sys.argv[1:]
+filler, original = Path(disk, "filler"), loop.save_checkpoint
+
+def save(*what):
+    file = Path(disk, "run", FILE)
+    if file.exists():  # room for half of a second checkpoint
+        place = os.statvfs(disk)
+        filler.write_bytes(bytes(place.f_bavail * place.f_frsize - file.stat().st_size // 2))
+    original(*what)
+
+loop.save_checkpoint = save
+status = main(arguments)
+filler.unlink()
+loop.save_checkpoint = original
+left = sorted(path.name for path in Path(disk, "run").iterdir())
+print(status, *left, main([*arguments, "--resume"]))
+shutil.copytree(Path(disk, "run"), kept)
+"""
+
+
+def test_a_disk_without_room_for_a_second_checkpoint(folder, whole, tmp_path: Path) -> None:
+    """A real one: a file system of its own in memory, in a mount namespace, where the system lets us have that."""
+    disk, kept = tmp_path / "disk", tmp_path / "kept"
+    disk.mkdir()
+    mounted = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=64m tmpfs "$0" && exec "$@"', str(disk)]
+    if shutil.which("unshare") is None or subprocess.run([*mounted, "true"], capture_output=True).returncode:
+        pytest.skip("needs a mount namespace of its own")
+    command = [sys.executable, "-c", FULL, str(disk), str(kept), *arguments(folder, disk / "run")]
+    ended = subprocess.run([*mounted, *command], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    error = next(line for line in ended.stderr.splitlines() if line.startswith("prism: error"))
+    assert error.startswith(f"prism: error: {disk / 'run' / FILE} cannot be written: ")
+    assert "No space left on device" in error and "what was there before is whole" in error
+    status, *left, resumed = ended.stdout.splitlines()[-1].split()
+    assert (status, resumed) == ("2", "0")
+    assert FILE in left and not [name for name in left if name.endswith(".tmp")]
+    assert left_behind(kept) == whole
 
 
 KILLED = """
