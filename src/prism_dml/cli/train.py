@@ -45,7 +45,7 @@ def train(
 def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     judgement = result.get("judgement", {})
     measures = {
-        "Precision@1 on training classes set aside": result.get("validation_precision_at_1"),
+        "Precision@1 on the images set aside": result.get("validation_precision_at_1"),
         "Estimated share of wrong labels": result.get("noise_rate_estimate"),
         "Purity: kept labels that are right": judgement.get("purity"),
         "Recall: right labels that are kept": judgement.get("clean_recall"),

@@ -62,7 +62,7 @@ def own_validation(table: ImageTable) -> ImageTable | None:
     part = table.split(name)
     if part.class_counts.max() < 2:
         raise ValueError(
-            f"the split '{name}' has no two images of a class, so nothing can be retrieved in it"
+            f"the split '{name}' has no two images of a class to find by each other; validation 0 does without"
         )
     return part
 
