@@ -9,8 +9,6 @@ on the test split: the last checkpoint is evaluated.
 """
 
 import argparse
-import json
-import multiprocessing
 import os
 import platform
 import shutil
@@ -22,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from noise_recovery import RECIPES, spread
+from resumed import read_results, run_all
 
 import prism_dml
 from prism_dml.audit import find_label_issues, make_audit, suggest_corrections
@@ -185,7 +184,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / "results.jsonl"
-    results = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    results = read_results(file)
     if any(r["steps"] != arguments.steps for r in results):
         parser.error(f"{file} holds runs of another length: give another folder")
     done = {(r["row"], r["seed"]) for r in results}
@@ -200,18 +199,8 @@ def main() -> None:
         if (row, seed) not in done
     ]
     waiting = [job for job in jobs if ROWS[job["row"]][0] == "corrected"]
-    with multiprocessing.get_context("spawn").Pool(arguments.workers, maxtasksperchild=1) as pool:
-        for part in ([job for job in jobs if job not in waiting], waiting):
-            for result in pool.imap_unordered(run, part):
-                results.append(result)
-                with file.open("a") as lines:
-                    lines.write(json.dumps(result) + "\n")
-                print(
-                    *(result[k] for k in KEYS),
-                    f"P@1 {result['precision_at_1']:.3f} {result['seconds']} s",
-                    flush=True,
-                )
-                write_table(arguments.out, results)
+    for part in ([job for job in jobs if job not in waiting], waiting):
+        run_all(run, part, file, arguments.workers, KEYS, lambda results: write_table(arguments.out, results))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ chosen on the test split: the last checkpoint is evaluated.
 
 import argparse
 import functools
-import json
-import multiprocessing
 import os
 import platform
 import shutil
@@ -22,6 +20,7 @@ from statistics import mean, stdev
 
 import numpy as np
 import torch
+from resumed import read_results, run_all
 
 import prism_dml
 from prism_dml.data import Augment, ImageTable, corrupt_table, open_images, read_table
@@ -180,9 +179,8 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / "results.jsonl"
-    results = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     keys = ("data", "rate", "row", "seed")
-    done = {tuple(r[k] for k in keys) for r in results}
+    done = {tuple(r[k] for k in keys) for r in read_results(file)}
     threads = max(1, (os.cpu_count() or 1) // arguments.workers)
     jobs = [
         dict(zip(keys, (data, rate, row, seed), strict=True)) | {"threads": threads}
@@ -196,16 +194,10 @@ def main() -> None:
         and arguments.only in (None, data)
         and arguments.rate in (None, rate)
     ]
-    with multiprocessing.get_context("spawn").Pool(arguments.workers, maxtasksperchild=1) as pool:
-        for result in pool.imap_unordered(run, jobs):
-            results.append(result)
-            with file.open("a") as lines:
-                lines.write(json.dumps(result) + "\n")
-            facts = f"P@1 {result['precision_at_1']:.3f} {result['seconds']} s"
-            print(*(result[k] for k in keys), facts, flush=True)
-            write_table(
-                arguments.out, results, "python benchmarks/noise_recovery.py --out benchmarks/noise_recovery"
-            )
+    command = "python benchmarks/noise_recovery.py --out benchmarks/noise_recovery"
+    run_all(
+        run, jobs, file, arguments.workers, keys, lambda results: write_table(arguments.out, results, command)
+    )
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ MCL's in the same table; runs side by side slow each other down, so it is good t
 """
 
 import argparse
-import json
-import multiprocessing
 import os
 import tempfile
 import time
@@ -20,6 +18,8 @@ from statistics import mean
 from unittest import mock
 
 import torch
+from resumed import read_results, run_all
+from sklearn.metrics import roc_auc_score
 
 from prism_dml.benchmark.jobs import Job
 from prism_dml.benchmark.worker import tuning_table
@@ -45,6 +45,7 @@ RECIPES = {
     "omniglot": {"image_size": 32, "augment": "drawing", "steps": 1600, "lr": 3e-3},
 }
 RATE = 0.5
+KEYS = ("data", "row", "seed")
 
 
 class FromMemory(Refract):
@@ -129,16 +130,9 @@ def facts(found, labels: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
     """How right a judgement is."""
     right, trusted = labels == truth, found.clean >= refract.BELIEVED
     put_right = ~trusted & (found.probability >= refract.SURE)
-    ranks = found.clean.argsort().argsort().double() + 1
-    count = int(right.sum())
-    auroc = (
-        (ranks[right].sum() - count * (count + 1) / 2) / (count * (len(right) - count))
-        if 0 < count < len(right)
-        else None
-    )
     corrected = (found.suggested == truth)[put_right].float()
     return {
-        "auroc": None if auroc is None else float(auroc),
+        "auroc": float(roc_auc_score(right, found.clean)),
         "purity": float(right[trusted].float().mean()),
         "clean_recall": float(trusted[right].float().mean()),
         "put_right": float(put_right.float().mean()),
@@ -146,7 +140,7 @@ def facts(found, labels: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
     }
 
 
-def table_of(results: list[dict]) -> str:
+def write_table(out: Path, results: list[dict]) -> None:
     lines = [
         "# What each ingredient of Refract is worth",
         "",
@@ -181,7 +175,7 @@ def table_of(results: list[dict]) -> str:
                 cells += [f"{mean(r['seconds'] for r in runs) / base:.2f}"]
                 lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
-    return "\n".join(lines)
+    (out / "table.md").write_text("\n".join(lines))
 
 
 def average(runs: list[dict], value) -> str:
@@ -200,8 +194,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / "results.jsonl"
-    results = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    done = {(r["data"], r["row"], r["seed"]) for r in results}
+    done = {tuple(r[key] for key in KEYS) for r in read_results(file)}
     jobs = [
         {"data": data, "row": row, "seed": seed}
         for seed in arguments.seeds
@@ -209,20 +202,10 @@ def main() -> None:
         for row in VARIANTS
         if (data, row, seed) not in done and arguments.only in (None, data)
     ]
-    with multiprocessing.get_context("spawn").Pool(arguments.workers, maxtasksperchild=1) as pool:
-        for result in pool.imap_unordered(partial(run, root=Path(os.environ["PRISM_DATA"])), jobs):
-            results.append(result)
-            with file.open("a") as lines:
-                lines.write(json.dumps(result) + "\n")
-            print(
-                result["data"],
-                result["row"],
-                result["seed"],
-                f"{result['precision_at_1']:.4f}",
-                f"{result['seconds']} s",
-                flush=True,
-            )
-            (arguments.out / "table.md").write_text(table_of(results))
+    train_one = partial(run, root=Path(os.environ["PRISM_DATA"]))
+    run_all(
+        train_one, jobs, file, arguments.workers, KEYS, lambda results: write_table(arguments.out, results)
+    )
 
 
 if __name__ == "__main__":
