@@ -26,10 +26,10 @@ def test_every_shipped_protocol_loads(name):
         )
 
 
-def test_the_protocols_of_the_paper_and_for_two_cores_are_there():
+def test_the_protocols_of_the_paper_for_two_cores_and_for_a_gpu_are_there():
     paper = [f"paper/{name}" for name in ("cars", "cars98n", "cub", "food101n", "sop")]
     quick = [f"quick/{name}" for name in ("cifar100_sub", "cifar10n_worse", "grocery", "omniglot")]
-    assert shipped_protocols() == [*paper, *quick]
+    assert shipped_protocols() == ["gpu/grocery", *paper, *quick]
 
 
 def set_at(fields, path, value):

@@ -82,6 +82,8 @@ def run_jobs(
                     process.start()
                 running[process] = (job, slot)
             ready = connection.wait([process.sentinel for process in running], POLL)
+            if stop():  # which may have reached the jobs too: those that ended on it have not failed
+                break
             for process in [process for process in running if process.sentinel in ready]:
                 process.join()
                 job, slot = running.pop(process)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# Columns of the similarity matrix held at once: B x 2048 numbers stay in a core's cache for usual batches.
-_CHUNK = 2048
+# Columns of the similarity matrix held at once: on a CPU, B x 2048 numbers stay in a core's cache for usual batches;
+# an accelerator is quick with a chunk and slow to begin one, and holds so many numbers.
+_CHUNK, _NUMBERS = 2048, 1 << 22
 
 
 def _sum_pairs(
@@ -31,9 +32,10 @@ def _sum_pairs(
     pulled = torch.zeros((), dtype=torch.int64, device=anchors.device)
     if index is not None:
         index = index.where(index >= 0, -1)
+    columns = _CHUNK if anchors.device.type == "cpu" else max(_CHUNK, _NUMBERS // max(len(anchors), 1))
     with torch.autocast(anchors.device.type, enabled=False):
-        for start in range(0, len(reference), _CHUNK):
-            part = slice(start, start + _CHUNK)
+        for start in range(0, len(reference), columns):
+            part = slice(start, start + columns)
             usable = reference_labels[part] >= 0  # (C,)
             rows = reference[part].to(anchors.dtype)  # (C, D)
             # Empty slots may hold anything, NaN too, which 0 * NaN would let through. On the CPU it pays to look first;
@@ -161,7 +163,8 @@ class MemoryContrastiveLoss(ContrastiveLoss):
     """Contrastive loss of a batch plus that of the batch against a memory bank (MCL, XBM).
 
     L = L_batch + bank_weight * L_bank, each divided by the number of anchors. Time O(B M D), extra memory
-    O(B D + 2048 B): no B x M matrix exists, and nothing of the bank is kept for backward.
+    O(B D + 2048 B), on an accelerator up to 4 million pairs: no B x M matrix exists, and nothing of the bank is kept
+    for backward.
     Source: XBM (Wang et al., CVPR 2020); PRISM (Liu et al., CVPR 2021).
     """
 

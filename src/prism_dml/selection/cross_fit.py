@@ -149,7 +149,10 @@ def _judgement(
     # A class that hardly ever wins, not even where its members are, is a heap of samples of other classes, which meet
     # everywhere and so look like a rare class; or else the embedding does not know it. Either is as likely, where it
     # knows most others.
-    members, wins = torch.bincount(labels), torch.bincount(labels, weights=belief.wins.double())
+    members = torch.bincount(labels)
+    wins = belief.wins.new_zeros(len(members), dtype=torch.float64).index_add_(
+        0, labels, belief.wins.double()
+    )
     given = belief.classes[:, 0]
     rarely = (members >= _HEAP) & (wins < _RARELY * members * belief.wins.double().mean())
     heap = rarely[labels] & (belief.knowledge > 0.5)

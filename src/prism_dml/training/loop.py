@@ -28,6 +28,7 @@ from prism_dml.training.log import Log, NoLog
 from prism_dml.training.measure import embed_all, validate
 from prism_dml.training.progress import RunProgress
 from prism_dml.training.ranks import accelerator_for_several, is_launched, join, one_line_if_lost
+from prism_dml.training.repeatable import repeatable
 from prism_dml.training.result import finish, save_networks
 from prism_dml.training.sources import open_sources
 from prism_dml.training.stop import StopRequest
@@ -145,10 +146,11 @@ def train(
     look_every = method.look_every(sampler.num_batches, config.steps)
     with StopRequest() as stop, RunProgress(config.method, steps, start, ranks.first) as show:
         for step in range(start, steps):
-            if step % config.steps == 0:
-                method.on_round_start(step // config.steps, embed)
-            if step % look_every == 0:
-                method.on_epoch_start(embed)
+            with repeatable(fabric.device):
+                if step % config.steps == 0:
+                    method.on_round_start(step // config.steps, embed)
+                if step % look_every == 0:
+                    method.on_epoch_start(embed)
             batch = next(batches)
             torch.manual_seed(
                 _step_seed(config.seed, step)
@@ -157,12 +159,15 @@ def train(
             set_learning_rate(optimizer, config, step % config.steps)
 
             guard.remember()
-            with ranks.gathering():
-                loss, kept = learner(batch.images, batch.labels, batch.index)
+            with repeatable(fabric.device):
+                with ranks.gathering():
+                    loss, kept = learner(batch.images, batch.labels, batch.index)
+                learned = bool(kept.any())
+                if learned:
+                    optimizer.zero_grad()
+                    fabric.backward(loss)
             good = True
-            if kept.any():  # else there is nothing to learn from: no update, nothing remembered
-                optimizer.zero_grad()
-                fabric.backward(loss)
+            if learned:  # else there is nothing to learn from: no update, nothing remembered
                 ranks.average_gradients(method)
                 good = guard.accepts(loss, step + 1)
                 if good:  # else the step is left out, as if it had not been
@@ -194,7 +199,8 @@ def train(
             if stopped_by is not None and not finished:
                 raise RunStopped(stopped_by, done, out)
 
-    return finish(out, method, sources, tally, settings, best, ranks)
+    with repeatable(fabric.device):
+        return finish(out, method, sources, tally, settings, best, ranks)
 
 
 def make_optimizer(method: Method, config: TrainConfig) -> Optimizer:
