@@ -90,6 +90,31 @@ def test_tuning_on_labels_as_given(job_of, data_root, tmp_path):
     assert 0 < learned.is_noisy.sum() < len(wrong) and len(learned) < 24  # some named a class set aside
 
 
+@pytest.mark.parametrize("truth_known", [True, False])
+def test_of_classes_that_are_tested_too_images_are_set_aside(job_of, data_root, tmp_path, truth_known):
+    table = read_table(data_root / "images").split("train")
+    names, generator = np.array(table.classes), np.random.default_rng(0)
+    truth = names[table.labels]
+    given = np.where(np.arange(len(table)) % 3 == 0, np.roll(truth, 9), truth)
+    splits = np.where(generator.permutation(len(table)) < 12, "test", "train")
+    columns = [[str(data_root / "images" / path) for path in table.paths], given, splits]
+    columns += [truth] if truth_known else []
+    header = ["path", "label", "split", "clean_label"][: len(columns)]
+    rows = [",".join(row) for row in [header, *zip(*columns, strict=True)]]
+    (tmp_path / "data.csv").write_text("\n".join(rows))
+    job = replace(job_of("MCL"), kind="tuning", path=str(tmp_path / "data.csv"), noise="given", rate=None)
+    found = tuning_table(replace(job, settings={"validation": 0.25}), tmp_path)
+    learned, validation = found.split("train"), found.split("validation")
+    assert (len(learned), len(validation)) == (len(table) - 12 - 6, 6)
+    assert set(validation.classes) <= set(learned.classes)
+    if truth_known:
+        assert not validation.is_noisy.any() and learned.is_noisy.any()
+    else:
+        assert found.clean_labels is None
+        right = dict(zip(columns[0], given, strict=True))
+        assert all(found.classes[k] == right[path] for k, path in zip(found.labels, found.paths, strict=True))
+
+
 def test_labels_of_the_rows(job_of, data_root):
     noisy = training_table(job_of("MCL"), data_root)
     assert noisy.is_noisy.mean() == 0.5

@@ -114,15 +114,16 @@ class Block:
 
 @dataclass
 class Tuning:
-    """The rule by which learning rates are chosen, one for all rows: see `RULE`.
+    """The rule by which learning rates are chosen, one for all rows.
 
     Args:
         noise: Kind of wrong labels.
         rate: Its rate.
         lr: Rates that are tried for methods without proxies.
         lr_with_proxies: Pairs of rates, of the network and of the proxies, for methods that have proxies; as many.
-        seed: Of noise, training and the choice of validation classes.
-        validation: Share of the training classes set aside.
+        seed: Of noise, training and the choice of what is set aside.
+        validation: Share of the training classes set aside; of the training images, if the test split has the training
+            classes.
         steps: Share of the steps of the recipe.
     """
 

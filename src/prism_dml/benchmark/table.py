@@ -172,9 +172,10 @@ def _tuning(protocol: Protocol, results: dict[str, Record]) -> list[str]:
         "One rule for all rows: settings as published; the learning rate (of methods with proxies: the pair of "
         f"rates, of network and proxies) is chosen for each method out of {len(rule.lr)}, by Precision@1 at the end "
         f"of a run of {rule.steps:.0%} of the steps, on {rule.validation:.0%} of the training classes, which are set "
-        "aside. Their labels are true, as those of the test split are, if the truth is known; those of the other "
-        f"classes are wrong as elsewhere ({_noise(rule.noise, rule.rate)}, seed {rule.seed}). Rows of one method share "
-        "the choice, which is made on the first of them; then all training classes are learned from.",
+        "aside (of the training images, if the test split has the training classes). Their labels are true, as those "
+        "of the test split are, if the truth is known; the others are wrong as elsewhere "
+        f"({_noise(rule.noise, rule.rate)}, seed {rule.seed}). Rows of one method share the choice, which is made on "
+        "the first of them; then all training images are learned from.",
         "",
         "| data | method | tried: validation P@1 | chosen |",
         "|---|---|---|---|",

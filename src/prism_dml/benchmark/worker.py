@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import connection, parent_process
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from prism_dml.benchmark.fields import from_yaml
 from prism_dml.benchmark.jobs import Job
@@ -151,19 +153,15 @@ def training_table(job: Job, data_root: Path) -> ImageTable:
 def tuning_table(job: Job, data_root: Path) -> ImageTable:
     """The split "train" of a job's data for a choice of settings.
 
-    Some classes are set aside as the split "validation", and the labels of the others are made wrong as the job says:
-    as in the test split, labels are true there. Where the truth is not known, the labels are as given, and the training
-    sets classes aside by them.
+    A share of the classes is set aside as the split "validation", and the labels of the others are made wrong as the
+    job says: as in the test split, labels are true there. Of data whose test split has the training classes, the same
+    share of the images is set aside instead. Where the truth is not known, all labels are as given.
     """
     whole = read_table(resolve(job.path, data_root)).split("train")
-    if job.noise == "given" and whole.clean_labels is None:
-        return training_table(job, data_root)
+    truth_known = whole.clean_labels is not None or job.noise != "given"
     truth = whole.labels if whole.clean_labels is None else whole.clean_labels
     names = np.array([*whole.classes, None], dtype=object)  # the last is that of -1
-    true_table = replace(whole, labels=truth, clean_labels=truth).select(truth >= 0)
-    _, validation = cut_validation(true_table, job.settings["validation"], job.seed)
-    aside = [] if validation is None else validation.classes
-    held = np.isin(names[truth], aside)
+    held, aside = _set_aside(job, whole, truth, data_root)
     learned = whole.select(~held)
     if job.noise not in ("none", "given"):
         learned = corrupt_table(learned.compact(), job.noise, job.rate, job.seed)  # type: ignore[arg-type]
@@ -172,10 +170,26 @@ def tuning_table(job: Job, data_root: Path) -> ImageTable:
         given[~held] = np.array(learned.classes, dtype=object)[learned.labels]
     # A label that people gave may name a class that is set aside: nothing can be learned from it here.
     stays = held | ~np.isin(given, aside)
-    splits = np.where(held, "validation", "train")
-    columns = (column.tolist() for column in (given, names[truth], splits))
-    table = ImageTable.from_names(whole.images, whole.paths, *columns)
+    true_names = names[truth].tolist() if truth_known else None
+    splits = np.where(held, "validation", "train").tolist()
+    table = ImageTable.from_names(whole.images, whole.paths, given.tolist(), true_names, splits)
     return table.select(stays)
+
+
+def _set_aside(
+    job: Job, whole: ImageTable, truth: NDArray[np.int64], data_root: Path
+) -> tuple[NDArray[np.bool_], Sequence[str]]:
+    """(N,) which training images a choice of settings is made on, and the classes that are theirs alone."""
+    share = job.settings["validation"]
+    if set(test_table(job, data_root).classes) <= set(whole.classes):
+        known = np.flatnonzero(truth >= 0)
+        held = np.zeros(len(whole), bool)
+        held[np.random.default_rng((job.seed, 1)).permutation(known)[: round(share * len(known))]] = True
+        return held, []
+    true_table = replace(whole, labels=truth, clean_labels=truth).select(truth >= 0)
+    _, validation = cut_validation(true_table, share, job.seed)
+    aside = [] if validation is None else validation.classes
+    return np.isin(np.array([*whole.classes, None], dtype=object)[truth], aside), aside
 
 
 def test_table(job: Job, data_root: Path) -> ImageTable:
