@@ -101,8 +101,8 @@ def run(job: dict, root: Path) -> dict:
     config = TrainConfig(method=method, seed=job["seed"], **COMMON, **RECIPES[job["data"]])
     truth, looks = torch.from_numpy(table.split("train").clean_labels), []
 
-    def judged(embeddings, labels, judge=refract._judge):
-        found = judge(embeddings, labels)
+    def judged(embeddings, labels, *options, judge=refract._judge):
+        found = judge(embeddings, labels, *options)
         looks.append(facts(found, labels, truth) if len(labels) == len(truth) else {})
         return found
 

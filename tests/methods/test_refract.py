@@ -51,10 +51,19 @@ def looked(labels: Tensor) -> Refract:
     return method
 
 
-def test_looks_are_denser_early_in_the_run() -> None:
+@pytest.mark.parametrize(
+    "epoch, expected",
+    [
+        (3, [50, 100, 150, 200, 300, 400, 600]),
+        (150, [50, 150, 300, 400, 600]),  # of looks half an epoch apart
+        (700, [50, 600]),
+    ],
+)
+def test_looks_are_denser_early_in_the_run(epoch: int, expected: list[int]) -> None:
     method = build("refract", TRUTH, Linear(dim=16))
-    every = method.look_every(epoch=3, steps=800)
-    assert every == 800 // PARTS and method.look_every(epoch=3, steps=3) == 1
+    assert method.look_every(epoch, steps=3) == 1
+    every = method.look_every(epoch, steps=800)
+    assert every == 800 // PARTS
     looks = []
     for begun in range(0, 800, every):
         asked = []
@@ -65,7 +74,7 @@ def test_looks_are_denser_early_in_the_run() -> None:
 
         method.on_epoch_start(embed_all)
         looks += [begun] * len(asked)
-    assert looks == [50, 100, 150, 200, 300, 400, 600]
+    assert looks == expected
 
 
 def test_wrong_labels_are_put_right(looked: Refract, labels: Tensor) -> None:

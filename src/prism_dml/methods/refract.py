@@ -1,5 +1,6 @@
 """Refract: judge the whole training set a few times, believe what is right, put right what is surely wrong."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -19,27 +20,32 @@ PARTS = 16
 LOOKS = (1, 2, 3, 4, 6, 8, 12)
 """After so many parts. Early ones count most: what was learned from wrong labels stays. Each costs a forward pass."""
 
+APART = 0.5
+"""Epochs from one look to the next, at least: in a run of few epochs looks would cost more than the training."""
+
 BELIEVED = 0.5
 """Probability of being right from which on a label is believed as given."""
 
 SURE = 0.8
 """Probability from which on a class takes the place of a label that is believed to be wrong."""
 
-NEIGHBOURS = 64
-"""Nearest neighbours that name the classes which a sample may belong to."""
+NEIGHBOURS, EXACT_UP_TO = 64, 5_000
+"""Nearest neighbours that name the classes which a sample may belong to; on a CPU, of more samples nearly the nearest:
+they only propose."""
 
 
 class Refract(MCL):
     """Memory contrastive loss on labels that are judged, and partly put right, as the embedding learns.
 
-    All labels are believed for the first sixteenth of the run. Then, and six times more (`LOOKS`), the whole training
-    set is embedded without augmentation and every label judged by the class means of the others that are trusted,
-    leave-one-out and in folds (`judge_labels`): calibrated probabilities, and the share of wrong labels, come from the
-    likelihood of the given labels. A label that is more likely right than wrong is believed; else a class with a
-    probability of 0.8 or more takes its place; else the sample is not learned from until it is judged again. The memory
-    holds every sample, and a new judgement changes what its entries stand for at once. No noise rate.
+    All labels are believed for the first sixteenth of the run. Then, and up to six times more (`LOOKS`), the whole
+    training set is embedded without augmentation and every label judged by the class means of the others that are
+    trusted, leave-one-out and in folds (`judge_labels`): calibrated probabilities, and the share of wrong labels, come
+    from the likelihood of the given labels. A label that is more likely right than wrong is believed; else a class with
+    a probability of 0.8 or more takes its place; else the sample is not learned from until it is judged again. The
+    memory holds every sample, and a new judgement changes what its entries stand for at once. No noise rate.
 
-    A step costs what MCL's costs. A look costs a forward pass of the N samples, and O(N^2.D) time for their neighbours.
+    A step costs what MCL's costs. A look costs a forward pass of the N samples, and O(N^1.5.D) time for their
+    neighbours, on an accelerator O(N^2.D).
     Source: PRISM (Liu et al., CVPR 2021), sec. 3, for trust by the similarity to class means; the rest is ours.
     """
 
@@ -52,6 +58,7 @@ class Refract(MCL):
     believed: Tensor
     rate: Tensor
     parts: Tensor
+    looked: Tensor
 
     def __init__(self, embedder: Embedder, data: TrainingSet, config: MethodConfig) -> None:
         super().__init__(embedder, data, config)
@@ -59,17 +66,22 @@ class Refract(MCL):
         self.register_buffer("believed", data.labels.clone())  # (N,) labels to learn from, -1: none
         self.register_buffer("rate", torch.zeros(()))
         self.register_buffer("parts", torch.zeros((), dtype=torch.long))  # finished so far
+        self.register_buffer("looked", torch.full((), -PARTS))  # after so many of them the last look was
+        self._apart = 1  # parts
 
     def look_every(self, epoch: int, steps: int) -> int:
         """A sixteenth of the run, whatever an epoch is."""
-        return max(1, steps // PARTS)
+        part = max(1, steps // PARTS)
+        self._apart = math.ceil(APART * epoch / part)
+        return part
 
     def on_epoch_start(self, embed_all: EmbedAll) -> None:
         """Judge all labels, if it is time to."""
-        if int(self.parts) in LOOKS:
+        if int(self.parts) in LOOKS and self.parts - self.looked >= self._apart:
+            self.looked.copy_(self.parts)
             embeddings = embed_all(self.embedder)
             labels = self.data.labels.to(embeddings.device)
-            judged = _judge(embeddings, labels)
+            judged = _judge(embeddings, labels, EXACT_UP_TO)
             trusted = judged.clean >= BELIEVED
             sure = judged.probability >= SURE
             self.trusted.copy_(trusted)
@@ -132,7 +144,7 @@ class _Judged(NamedTuple):
     rate: float
 
 
-def _judge(embeddings: Tensor, labels: Tensor) -> _Judged:
+def _judge(embeddings: Tensor, labels: Tensor, exact_up_to: int | None = None) -> _Judged:
     """Judge labels (N,) by embeddings (N, D); what could not be embedded, a row of zeros, is believed."""
     clean, suggested = torch.ones_like(embeddings[:, 0]), labels.clone()
     probability = torch.ones_like(clean)
@@ -140,7 +152,7 @@ def _judge(embeddings: Tensor, labels: Tensor) -> _Judged:
     if len(torch.unique(labels[found])) < 2:  # nothing to choose from
         return _Judged(clean, suggested, probability, 0.0)
     rows = embeddings[found]
-    near, neighbours = neighbour_graph(rows, min(NEIGHBOURS, len(rows) - 1))
+    near, neighbours = neighbour_graph(rows, min(NEIGHBOURS, len(rows) - 1), exact_up_to)
     judgement = judge_labels(rows, labels[found], near, neighbours)
     clean[found] = judgement.clean_probability.to(clean)
     suggested[found] = judgement.suggested

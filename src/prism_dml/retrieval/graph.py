@@ -19,19 +19,21 @@ _TRAINING_POINTS = 32  # of each cell's centre: few, as the cells need not be go
 _QUERIES = 8192  # searched for at once
 
 
-def neighbour_graph(embeddings: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def neighbour_graph(embeddings: Tensor, k: int, exact_up_to: int | None = None) -> tuple[Tensor, Tensor]:
     """The k nearest others of each sample, by cosine.
 
-    Exact on an accelerator and up to 50,000 samples; beyond that a FAISS index (inverted file, 8 cells searched).
+    Exact on an accelerator and for few samples; beyond that a FAISS index (inverted file, 8 cells searched).
 
     Args:
         embeddings: (N, D) float32 unit vectors.
         k: in [1, N - 1].
+        exact_up_to: so many are few; None: 50,000.
 
     Returns:
         similarities (N, k) float32, not increasing along a row, and sample numbers (N, k) int64.
     """
-    if embeddings.device.type != "cpu" or len(embeddings) <= EXACT_UP_TO:
+    few = EXACT_UP_TO if exact_up_to is None else exact_up_to
+    if embeddings.device.type != "cpu" or len(embeddings) <= few:
         return nearest_neighbours(embeddings, k=k)
     rows = np.ascontiguousarray(embeddings.numpy())
     index = _index_of(rows)
