@@ -1,10 +1,12 @@
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from prism_dml.cli import embed
 from prism_dml.data import read_corrections, read_table, table_fingerprint
 
 
@@ -43,6 +45,37 @@ def test_a_run_and_its_data(prism, run_folder, noisy_list, tmp_path):
     assert rows["label_score"].between(0, 1).all()
     assert len(pd.read_csv(out / "issues.csv")) == 18
     assert json.loads((out / "summary.json").read_text())["fingerprint"] == table_fingerprint(whole)
+
+
+@pytest.mark.parametrize("method", ["prism-mcl", "refract"])
+def test_what_a_run_was_trained_on_is_not_embedded_again(prism, image_folder, tmp_path, monkeypatch, method):
+    """Also the classes that were set aside, and by the best model, which need not be the last."""
+    small = (
+        "--steps 6 --image-size 16 --embedding-dim 8 --classes-per-batch 2 --samples-per-class 2 --workers 0"
+    )
+    run, out, train = tmp_path / "run", tmp_path / "audit", ("--split", "train")
+    options = [*small.split(), "--validation", 0.4, "--validate-every", 1, "--method", method]
+    assert prism("train", image_folder, "--out", run, *options)[0] == 0
+    again = tmp_path / "again"
+    shutil.copytree(run, again)
+    (again / "embeddings.parquet").unlink()
+    assert prism("audit", again, image_folder, *train, "--out", tmp_path / "embedded")[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("prism_dml.cli.embed.embed_table", None)
+        assert prism("audit", run, image_folder, *train, "--out", out)[0] == 0
+    expected, found = (pd.read_parquet(folder / "issues.parquet") for folder in (tmp_path / "embedded", out))
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-4, atol=1e-4)
+
+    moved = tmp_path / "relabelled"
+    shutil.copytree(image_folder, moved)
+    one, other, *_ = sorted((moved / "train").iterdir())
+    image = sorted(one.iterdir())[0]
+    image.rename(other / f"from {one.name}.png")
+    asked = []
+    embed_table = embed.embed_table
+    monkeypatch.setattr(embed, "embed_table", lambda *a, **k: asked.append(0) or embed_table(*a, **k))
+    assert prism("audit", run, moved, *train, "--out", tmp_path / "moved")[0] == 0
+    assert asked, "other labels, other data"
 
 
 def test_the_circle_with_embeddings_and_no_person(prism, tmp_path):

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from prism_dml.cli.embed import Embedded
 from prism_dml.cli.evaluate import measure
-from prism_dml.data import BytesImages, ImageTable
+from prism_dml.data import BytesImages, Embedded, ImageTable
 
 
 def embedded(vectors, labels, clean_labels=None, classes=2):

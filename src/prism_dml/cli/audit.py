@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from prism_dml.audit import Audit
-    from prism_dml.data import ImageTable
+    from prism_dml.data import Embedded, ImageTable
 
 CLASSES_SHOWN = 10
 
@@ -40,7 +40,8 @@ def audit(
 
     Args:
         run_or_embeddings: Folder of a training run or of a model, or embeddings with labels: .npz, .parquet or a
-            folder of parts as `prism embed` writes them.
+            folder of parts as `prism embed` writes them. What a run was trained on need not be embedded again, if its
+            method selects and the labels are still the same.
         data: Folder of class folders, CSV, or parquet, on disk or at a URL (s3://, gs://, https:// ...). With
             embeddings it may be missing: the page then shows no images; else every embedding belongs to the image of
             its path.
@@ -142,13 +143,34 @@ def _from_run(run: Path, data: str, split: str | None, embedding: dict[str, Any]
 
     model, whole = load(run), read_table(data)
     inside = np.arange(len(whole)) if split is None or whole.splits is None else _members(whole, split)
-    embedded = embed_table(model, whole.select(inside), **embedding)
+    asked = whole.select(inside)
+    embedded = _handed_over(run, asked) or embed_table(model, asked, **embedding)
     table = embedded.table
     labels = np.array(table.classes)[table.labels]
     # A split and unreadable images leave samples out; their numbers in the whole data are those of its images.
     assert isinstance(table.images, SelectedImages)
     index = table.images.indices
     return _Samples(embedded.vectors, labels, table.paths, index, table_fingerprint(whole), table)
+
+
+def _handed_over(run: Path, table: ImageTable) -> Embedded | None:
+    """The embeddings that training left, if they are of exactly these images with these labels."""
+    import torch
+
+    from prism_dml.data import Embedded, read_embeddings
+    from prism_dml.training.result import EMBEDDINGS
+
+    if not (run / EMBEDDINGS).is_file():
+        return None
+    found = read_embeddings(run / EMBEDDINGS)
+    place = {path: i for i, path in enumerate(found.paths)}
+    index = [place.get(path, -1) for path in table.paths]
+    if not len(place) == len(found.paths) == len(table) or min(index) < 0:
+        return None
+    names = (table.classes[label] for label in table.labels)
+    if any(found.labels[i] != name for i, name in zip(index, names, strict=True)):
+        return None
+    return Embedded(torch.from_numpy(found.vectors[index]), table)
 
 
 def _from_embeddings(file: Path, data: str | None, split: str | None) -> _Samples:

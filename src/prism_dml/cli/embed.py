@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prism_dml.cli.output import print_json, progress_bar
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-    from torch import Tensor
-
     from prism_dml.cli.parts import Settings
-    from prism_dml.data import ImageTable
+    from prism_dml.data import Embedded, ImageTable
     from prism_dml.models import Embedder
 
 
@@ -59,7 +55,7 @@ def embed(
         ValueError: the model or the data cannot be read, the file is of neither kind, or the folder holds other
             embeddings.
     """
-    from prism_dml.data import place, read_table
+    from prism_dml.data import place, read_table, write_embeddings
     from prism_dml.models import load
 
     is_file = out.suffix.lower() in (".parquet", ".npz") and not out.is_dir()
@@ -117,16 +113,6 @@ def _embed_in_parts(settings: Settings, devices: int, json: bool) -> None:
     )
 
 
-@dataclass(frozen=True)
-class Embedded:
-    """A table's images and their embeddings, unreadable images left out."""
-
-    vectors: Tensor
-    """(N, D) float32 unit embeddings, on the CPU."""
-    table: ImageTable
-    """The N samples that they belong to."""
-
-
 def embed_table(
     model: Embedder,
     table: ImageTable,
@@ -150,7 +136,7 @@ def embed_table(
     """
     import torch
 
-    from prism_dml.data import Augment, open_images
+    from prism_dml.data import Augment, Embedded, open_images
 
     place = choose_device(device)
     model = model.to(place).eval()
@@ -194,44 +180,3 @@ def choose_device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"no such device here: {name}") from error
     return name
-
-
-def write_embeddings(embedded: Embedded, out: Path) -> None:
-    """Write embeddings as `prism embed` describes it, in one piece: never half a file.
-
-    Args:
-        embedded: N embeddings and their samples.
-        out: .parquet or .npz file; its folder is made.
-    """
-    import numpy as np
-    import pyarrow.parquet as pq
-
-    from prism_dml.files import replacing
-
-    if out.suffix.lower() == ".npz":
-        table = embedded.table
-        arrays: dict[str, Any] = {"embeddings": embedded.vectors.numpy(), "paths": np.array(table.paths)}
-        arrays |= {"labels": table.labels, "classes": np.array(table.classes)}
-        if table.clean_labels is not None:
-            arrays["clean_labels"] = table.clean_labels
-        with replacing(out) as temporary, temporary.open("wb") as file:
-            np.savez(file, **arrays)
-    else:
-        with replacing(out) as temporary:
-            pq.write_table(embedding_rows(embedded), temporary)
-
-
-def embedding_rows(embedded: Embedded) -> pa.Table:
-    """The rows of a parquet file of embeddings, as `prism embed` describes it."""
-    import numpy as np
-    import pyarrow as pa
-
-    vectors, table = embedded.vectors.numpy(), embedded.table
-    classes = pa.array(table.classes, pa.string())
-    columns = {"path": pa.array(table.paths, pa.string()), "label": classes.take(pa.array(table.labels))}
-    if table.clean_labels is not None:
-        known = pa.array(table.clean_labels, mask=table.clean_labels < 0)
-        columns["clean_label"] = classes.take(known)
-    flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
-    columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-    return pa.table(columns)

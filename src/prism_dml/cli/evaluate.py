@@ -9,7 +9,7 @@ from prism_dml.cli.embed import embed_table
 from prism_dml.cli.output import print_json, print_table, write_json
 
 if TYPE_CHECKING:
-    from prism_dml.cli.embed import Embedded
+    from prism_dml.data import Embedded
 
 INTERVAL = 0.95
 

@@ -137,7 +137,7 @@ def _write(
     """Write a part; how many of its rows are unreadable."""
     import torch
 
-    from prism_dml.cli.embed import Embedded, embedding_rows
+    from prism_dml.data import Embedded, embedding_rows
     from prism_dml.data.parts import write_part
 
     index = torch.cat([torch.empty(0, dtype=torch.int64), *rows]).numpy()

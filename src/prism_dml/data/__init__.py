@@ -13,7 +13,13 @@ from prism_dml.data.corrections import (
     write_corrections,
 )
 from prism_dml.data.decode import decode_image, read_image, square
-from prism_dml.data.embeddings import LabelledEmbeddings, read_embeddings
+from prism_dml.data.embeddings import (
+    Embedded,
+    LabelledEmbeddings,
+    embedding_rows,
+    read_embeddings,
+    write_embeddings,
+)
 from prism_dml.data.letters import letters_table
 from prism_dml.data.loader import (
     Batch,
@@ -52,6 +58,7 @@ __all__ = [
     "Corrected",
     "Correction",
     "Corrections",
+    "Embedded",
     "FileImages",
     "ImageBatches",
     "ImageSource",
@@ -67,6 +74,7 @@ __all__ = [
     "corrupt_labels",
     "corrupt_table",
     "decode_image",
+    "embedding_rows",
     "fingerprint",
     "fits_in_memory",
     "holds_parts",
@@ -87,5 +95,6 @@ __all__ = [
     "storage_blocks",
     "table_fingerprint",
     "write_corrections",
+    "write_embeddings",
     "write_table",
 ]

@@ -1,4 +1,4 @@
-"""Embeddings with labels from a file: what `prism embed` writes, or anybody."""
+"""Embeddings with labels in a file: what `prism embed` writes, or anybody."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from torch import Tensor
 
 from prism_dml.data.parts import holds_parts, read_parts
+from prism_dml.data.table import ImageTable
+from prism_dml.files import replacing
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +27,49 @@ class LabelledEmbeddings:
     """(N) class names."""
     paths: list[str]
     """(N) identifiers; "#0", "#1" ... where the file names none."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A table's images and their embeddings, unreadable images left out."""
+
+    vectors: Tensor
+    """(N, D) float32 unit embeddings, on the CPU."""
+    table: ImageTable
+    """The N samples that they belong to."""
+
+
+def write_embeddings(embedded: Embedded, out: Path) -> None:
+    """Write embeddings as `prism embed` describes it, in one piece: never half a file.
+
+    Args:
+        embedded: N embeddings and their samples.
+        out: .parquet or .npz file; its folder is made.
+    """
+    if out.suffix.lower() == ".npz":
+        table = embedded.table
+        arrays: dict[str, Any] = {"embeddings": embedded.vectors.numpy(), "paths": np.array(table.paths)}
+        arrays |= {"labels": table.labels, "classes": np.array(table.classes)}
+        if table.clean_labels is not None:
+            arrays["clean_labels"] = table.clean_labels
+        with replacing(out) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)
+    else:
+        with replacing(out) as temporary:
+            pq.write_table(embedding_rows(embedded), temporary)
+
+
+def embedding_rows(embedded: Embedded) -> pa.Table:
+    """The rows of a parquet file of embeddings, as `prism embed` describes it."""
+    vectors, table = embedded.vectors.numpy(), embedded.table
+    classes = pa.array(table.classes, pa.string())
+    columns = {"path": pa.array(table.paths, pa.string()), "label": classes.take(pa.array(table.labels))}
+    if table.clean_labels is not None:
+        known = pa.array(table.clean_labels, mask=table.clean_labels < 0)
+        columns["clean_label"] = classes.take(known)
+    flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
+    columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    return pa.table(columns)
 
 
 def read_embeddings(file: Path) -> LabelledEmbeddings:

@@ -55,8 +55,8 @@ def train(
 
     The folder gets model/ (the best checkpoint by Precision@1 on the validation classes, or the last; beside it a
     method's further networks), run.json (settings, versions, result), metrics.jsonl (the log: the same for the same
-    seed), samples.parquet (a judgement on each training sample, if the method selects) and, until the run is finished,
-    a checkpoint.
+    seed), and of methods that select samples.parquet (a judgement on each training sample) and embeddings.parquet (of
+    the images of the run, by the saved model, for `prism audit`); until the run is finished, a checkpoint.
 
     With several devices, each has a process of its own: a script then calls this under `if __name__ == "__main__":`.
     Processes that torchrun has started share the work as they are; the data and the folder must be there for all.

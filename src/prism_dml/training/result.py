@@ -7,18 +7,25 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
 import prism_dml
+from prism_dml.data import Embedded, embedding_rows
 from prism_dml.files import replacing
 from prism_dml.methods.base import Method
-from prism_dml.models import save
+from prism_dml.models import load, save
 from prism_dml.training.checkpoint import FILE
 from prism_dml.training.judgement import judge_samples
 from prism_dml.training.measure import embed_all
 from prism_dml.training.ranks import ALONE, Ranks
 from prism_dml.training.sources import Sources
 from prism_dml.training.tally import Tally
+
+EMBEDDINGS = "embeddings.parquet"
+"""In a run's folder: what the saved model makes of the images of the run, which an audit need not embed again."""
 
 
 def save_networks(method: Method, out: Path) -> None:
@@ -55,9 +62,33 @@ def finish(
                 "purity": float(clean[keep].mean()) if keep.any() else None,
                 "clean_recall": float(keep[clean].mean()) if clean.any() else None,
             }
+        _hand_over(out, sources, embeddings, ranks)
     if ranks.first:
         _write_run(out, sources, settings, result)
     return result
+
+
+def _hand_over(out: Path, sources: Sources, embeddings: Tensor, ranks: Ranks) -> None:
+    """Write the embeddings of all images of the run by the model that is saved, unreadable images left out.
+
+    Args:
+        out: folder of the run.
+        sources: its images.
+        embeddings: (N, D) of the training images by the last network.
+        ranks: processes that share the work.
+    """
+    seen = [(sources.train, embeddings)]
+    if sources.validation is not None:  # the saved model is the best one, which may not be the last
+        best = load(out / "model").to(embeddings.device)
+        seen = [(images, embed_all(best, images, ranks)) for images in (sources.train, sources.validation)]
+    if not ranks.first:
+        return
+    rows = []
+    for images, vectors in seen:
+        readable = (vectors != 0).any(dim=1).cpu()
+        rows.append(embedding_rows(Embedded(vectors.cpu()[readable], images.table.select(readable.numpy()))))
+    with replacing(out / EMBEDDINGS) as temporary:
+        pq.write_table(pa.concat_tables(rows), temporary)
 
 
 def _write_run(out: Path, sources: Sources, settings: dict[str, Any], result: dict[str, Any]) -> None:
