@@ -46,11 +46,13 @@ def without_time(result):
 
 def test_folder_has_all_that_is_promised(finished):
     out, result, lines = finished
-    for method in ("mcl", "prism-mcl", "oracle"):
+    for method in ("mcl", "prism-mcl", "refract", "oracle"):
         assert load(out / method).config["image_size"] == 12
-    for name in ("precision", "clean_probability", "training", "retrieval-mcl", "retrieval-prism-mcl"):
+    sheets = [f"retrieval-{method}" for method in ("mcl", "prism-mcl", "refract", "oracle")]
+    for name in ("precision", "clean_probability", "training", *sheets):
         Image.open(out / "pictures" / f"{name}.png").verify()
-    assert "MCL + PRISM" in (out / "report.html").read_text(encoding="utf-8")
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "MCL + PRISM" in page and "Refract" in page
     assert json.loads((out / "result.json").read_text(encoding="utf-8")) == json.loads(json.dumps(result))
     assert not list(out.glob(".*"))
     assert any("oracle" in line.lower() for line in lines)
@@ -81,11 +83,12 @@ def test_data_can_be_used_by_the_other_commands(finished):
 
 
 def test_gap_closed():
-    models = {"mcl": 0.5, "prism-mcl": 0.8, "oracle": 0.9}
+    models = {"mcl": 0.5, "prism-mcl": 0.8, "refract": 1.0, "oracle": 0.9}
     rows = {name: {"map_at_r": value} for name, value in models.items()}
-    assert demo._gap_closed(rows, "map_at_r") == pytest.approx(0.75)
+    assert demo._gap_closed(rows, "prism-mcl", "map_at_r") == pytest.approx(0.75)
+    assert demo._gap_closed(rows, "refract", "map_at_r") == pytest.approx(1.25)
     rows["oracle"] = {"map_at_r": 0.5}
-    assert demo._gap_closed(rows, "map_at_r") is None
+    assert demo._gap_closed(rows, "refract", "map_at_r") is None
 
 
 def test_raw_pixels_are_those_that_the_models_see(finished):
@@ -142,7 +145,7 @@ def test_interrupted_demo_goes_on_to_the_same_result(finished, tmp_path, monkeyp
             os.kill(os.getpid(), signal.SIGTERM)
 
     def stop_at_the_oracle(line):
-        if "3/3" in line:
+        if "4/4" in line:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -157,7 +160,7 @@ def test_interrupted_demo_goes_on_to_the_same_result(finished, tmp_path, monkeyp
     result = run_demo("letters", tmp_path, 0, 0.5, print)
     assert result["seconds"] is None
     assert without_time(result) == without_time(expected)
-    for file in ("samples.csv", "prism-mcl/metrics.jsonl", "pictures/retrieval-prism-mcl.png"):
+    for file in ("samples.csv", "prism-mcl/metrics.jsonl", "pictures/retrieval-refract.png"):
         assert (tmp_path / file).read_bytes() == (out / file).read_bytes()
 
 
@@ -181,13 +184,14 @@ def test_right_labels_only(tmp_path):
     """With no wrong label the oracle is plain MCL: there is no gap, and nothing breaks."""
     result = run_demo("letters", tmp_path, 0, 0.0, print)
     assert result["models"]["oracle"] == result["models"]["mcl"]
-    assert result["gap_closed"] == {"precision_at_1": None, "map_at_r": None}
+    nothing = {"precision_at_1": None, "map_at_r": None}
+    assert result["gap_closed"] == {"prism-mcl": nothing, "refract": nothing}
     assert "gap" not in summarise(result)
 
 
 def test_summary_says_when_training_did_harm(finished):
     _, result, _ = finished
-    score = {"raw-pixels": 0.6, "mcl": 0.5, "prism-mcl": 0.7, "oracle": 0.8}
+    score = {"raw-pixels": 0.6, "mcl": 0.5, "prism-mcl": 0.7, "refract": 0.75, "oracle": 0.8}
     models = {name: {"precision_at_1": value} for name, value in score.items()}
     text = summarise(result | {"models": models})
     assert "MCL is below raw pixels" in text

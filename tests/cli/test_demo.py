@@ -29,7 +29,7 @@ def test_table_then_json(prism, folder):
     """The table, and, from the finished demo, the same numbers for programs."""
     status, shown, said = prism("demo", "--out", folder)
     assert status == 0
-    assert "[2/3] MCL + PRISM" in said
+    assert "[2/4] MCL + PRISM" in said and "[3/4] Refract" in said
     status, printed, _ = prism("demo", "--out", folder, "--json")
     assert status == 0
     result = json.loads(printed)

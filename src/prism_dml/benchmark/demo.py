@@ -1,4 +1,4 @@
-"""The demonstration: with half the labels wrong, MCL, MCL + PRISM and the oracle side by side."""
+"""The demonstration: with half the labels wrong, MCL, PRISM, Refract and the oracle side by side."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from prism_dml.benchmark.demo_page import MODELS, SAMPLES, draw_pictures, write_page
+from prism_dml.benchmark.demo_page import MODELS, OURS, SAMPLES, draw_pictures, write_page
 from prism_dml.data import (
     Augment,
     BytesImages,
@@ -37,7 +37,7 @@ from prism_dml.training.measure import embed_all
 
 DemoData = Literal["letters", "omniglot"]
 
-# The same for all three methods. Chosen on the letters of seeds 1 and 2; the demo's own seed is 0.
+# The same for all methods. Chosen on the letters of seeds 1 and 2; the demo's own seed is 0.
 RECIPES = {
     "letters": TrainConfig(augment="drawing", image_size=28, steps=1000, lr=3e-3, validation=0),
     "omniglot": TrainConfig(augment="drawing", image_size=28, steps=2000, lr=3e-3, validation=0),
@@ -45,6 +45,7 @@ RECIPES = {
 LEARNS_FROM = {
     "mcl": "believes every label",
     "prism-mcl": "judges each label as it learns, and leaves out those that look wrong",
+    "refract": "also puts right what is surely wrong",
     "oracle": "is told which labels are right, and learns from those alone",
 }
 LOOK = Augment("none")
@@ -67,8 +68,8 @@ class DemoStopped(KeyboardInterrupt):
 def run_demo(data: DemoData, out: Path, seed: int, noise_rate: float, announce: Announce) -> dict[str, Any]:
     """Train on wrong labels with each method, compare them on unseen characters, leave everything in a folder.
 
-    The folder gets a run for each method (mcl, prism-mcl, oracle), the noisy data (data.parquet), samples.csv (a
-    judgement on each training sample, most suspicious first), pictures/, report.html and result.json. A demo
+    The folder gets a run for each method (mcl, prism-mcl, refract, oracle), the noisy data (data.parquet), samples.csv
+    (a judgement on each training sample, most suspicious first), pictures/, report.html and result.json. A demo
     that was interrupted goes on where it stopped; a finished one is only read.
 
     Args:
@@ -103,18 +104,23 @@ def run_demo(data: DemoData, out: Path, seed: int, noise_rate: float, announce: 
 def summarise(result: dict[str, Any]) -> str:
     """A result in a few sentences."""
     score = {name: model["precision_at_1"] for name, model in result["models"].items()}
-    gap = result["gap_closed"]["precision_at_1"]
+    gap = {name: closed["precision_at_1"] for name, closed in result["gap_closed"].items()}
     text = (
         f"{result['noise_rate_true']:.0%} of the training labels are wrong. For images of "
         f"{result['test_classes']} characters never seen in training, the nearest other image shows the same "
         f"character {_percent(score['mcl'])} of the time when all labels are believed (MCL), "
-        f"{_percent(score['prism-mcl'])} with PRISM, and {_percent(score['oracle'])} for the oracle, which is told "
-        "which labels are right and learns from those alone. "
+        f"{_percent(score['prism-mcl'])} with PRISM, {_percent(score['refract'])} with Refract, and "
+        f"{_percent(score['oracle'])} for the oracle, which is told which labels are right and learns from those "
+        "alone. "
     )
-    if gap is not None:
-        text += f"PRISM closes {gap:.0%} of the gap between MCL and the oracle. "
+    if gap["refract"] is not None:
+        text += (
+            f"Of the gap between MCL and the oracle PRISM closes {gap['prism-mcl']:.0%} and Refract "
+            f"{gap['refract']:.0%}. "
+        )
     text += (
-        f"PRISM was not told how many labels are wrong: it estimates {_percent(result['noise_rate_estimate'])}. "
+        "Neither was told how many labels are wrong: Refract estimates "
+        f"{_percent(result['noise_rate_estimate'])}. "
         f"Of the labels that it trusts {_percent(result['purity'])} are right, "
         f"and it trusts {_percent(result['clean_recall'])} of the right ones."
     )
@@ -150,7 +156,7 @@ def _make(
     embeddings = {"raw-pixels": _pixels(images)}
     embeddings |= {method: embed_all(load(out / method), images) for method in MODELS}
     samples = _judged_samples(out)
-    judgement = runs["prism-mcl"]["judgement"]
+    judgement = runs[OURS]["judgement"]
     models = {name: _measure(vectors, test.labels, recipe.seed) for name, vectors in embeddings.items()}
     result = {
         **settings,
@@ -160,9 +166,12 @@ def _make(
         "test_images": len(test),
         "test_classes": test.num_classes,
         "models": models,
-        "gap_closed": {name: _gap_closed(models, name) for name in ("precision_at_1", "map_at_r")},
+        "gap_closed": {
+            name: {metric: _gap_closed(models, name, metric) for metric in ("precision_at_1", "map_at_r")}
+            for name in ("prism-mcl", "refract")
+        },
         "noise_rate_true": float(noisy.mean()),
-        "noise_rate_estimate": runs["prism-mcl"]["noise_rate_estimate"],
+        "noise_rate_estimate": runs[OURS]["noise_rate_estimate"],
         "purity": judgement["purity"],
         "clean_recall": judgement["clean_recall"],
         "suspects": samples.head(SUSPECTS).to_dict("records"),
@@ -253,15 +262,15 @@ def _measure(vectors: Tensor, labels: np.ndarray, seed: int) -> dict[str, Any]:
     return metrics | {"intervals": {name: bootstrap_interval(scores[name], seed) for name in names}}
 
 
-def _gap_closed(models: dict[str, dict[str, Any]], metric: str) -> float | None:
-    """(PRISM - MCL) / (oracle - MCL); None if the oracle is not better than MCL."""
-    mcl, prism, oracle = (models[name][metric] for name in MODELS)
-    return (prism - mcl) / (oracle - mcl) if oracle > mcl else None
+def _gap_closed(models: dict[str, dict[str, Any]], name: str, metric: str) -> float | None:
+    """(model - MCL) / (oracle - MCL); None if the oracle is not better than MCL."""
+    mcl, model, oracle = (models[key][metric] for key in ("mcl", name, "oracle"))
+    return (model - mcl) / (oracle - mcl) if oracle > mcl else None
 
 
 def _judged_samples(out: Path) -> pd.DataFrame:
-    """What PRISM says of each training sample, most suspicious first; also written as samples.csv."""
-    samples = pd.read_parquet(out / "prism-mcl" / "samples.parquet")
+    """What `OURS` says of each training sample, most suspicious first; also written as samples.csv."""
+    samples = pd.read_parquet(out / OURS / "samples.parquet")
     samples["is_wrong"] = samples["label"] != samples["clean_label"]
     samples = samples.sort_values("clean_probability", kind="stable")
     with replacing(out / SAMPLES) as temporary:
@@ -271,7 +280,7 @@ def _judged_samples(out: Path) -> pd.DataFrame:
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     own = {key: value for key, value in settings.items() if key != "recipe"}
-    return {**settings["recipe"], **own}  # the noise rate is the data's: PRISM is not told
+    return {**settings["recipe"], **own}  # the noise rate is the data's: nobody is told
 
 
 def _percent(share: float | None) -> str:

@@ -23,8 +23,10 @@ from prism_dml.audit import (
 from prism_dml.data import ImageTable, read_image
 from prism_dml.retrieval import nearest_neighbours
 
-MODELS = {"mcl": "MCL", "prism-mcl": "MCL + PRISM", "oracle": "Oracle"}
+MODELS = {"mcl": "MCL", "prism-mcl": "MCL + PRISM", "refract": "Refract", "oracle": "Oracle"}
 """Name of each trained method, in the order of training."""
+OURS = "refract"
+"""The one whose judgement on the labels is shown."""
 NAMES = {"raw-pixels": "Raw pixels", **MODELS}
 """Name of each row of the comparison, in order."""
 SAMPLES = "samples.csv"
@@ -43,7 +45,7 @@ def draw_pictures(
     Args:
         out: the demo's folder.
         result: see `run_demo`.
-        samples: PRISM's judgement on the training samples, with is_wrong.
+        samples: the judgement of `OURS` on the training samples, with is_wrong.
         test: N images of unseen characters.
         embeddings: for each row of the comparison (N, D).
     """
@@ -53,14 +55,14 @@ def draw_pictures(
         {NAMES[name]: model["precision_at_1"] for name, model in models.items()},
         folder / "precision.png",
         {NAMES[name]: model["intervals"]["precision_at_1"] for name, model in models.items()},
-        highlight=NAMES["prism-mcl"],
+        highlight=NAMES[OURS],
     )
     kept = samples["clean_probability"][samples["keep"]]
     cut = float(kept.min()) if 0 < len(kept) < len(samples) else None
     plot_clean_probability(
         samples["clean_probability"], samples["is_wrong"], folder / "clean_probability.png", cut
     )
-    with (out / "prism-mcl" / "metrics.jsonl").open(encoding="utf-8") as file:
+    with (out / OURS / "metrics.jsonl").open(encoding="utf-8") as file:
         log = pd.DataFrame([json.loads(line) for line in file])
     plot_training(
         log["step"],
@@ -71,7 +73,7 @@ def draw_pictures(
         result["noise_rate_true"],
     )
     queries = _queries(test, result["seed"])
-    for name in ("mcl", "prism-mcl"):
+    for name in MODELS:
         _, found = nearest_neighbours(embeddings[name], k=NEIGHBOURS)
         nearest = found.numpy()[queries]  # (Q, K)
         plot_retrieval(
@@ -109,11 +111,13 @@ def write_page(out: Path, result: dict[str, Any], learn: ImageTable, summary: st
         "Whiskers: 95% intervals over the images.",
         "retrieval-mcl": "All labels believed (MCL): queries, drawn at random among unseen characters, "
         "and their nearest images.",
-        "retrieval-prism-mcl": "With PRISM: the same queries.",
-        "clean_probability": "What PRISM, once trained, thinks of each training label; which of them are wrong "
+        "retrieval-prism-mcl": "With PRISM, which leaves out what looks wrong: the same queries.",
+        "retrieval-refract": "With Refract, which also puts right what is surely wrong.",
+        "retrieval-oracle": "The oracle, which is told the truth.",
+        "clean_probability": "What Refract, once trained, thinks of each training label; which of them are wrong "
         "it never knew.",
-        "training": "The labels that PRISM kept in each stretch of training, measured against the truth that it never "
-        "knew, and its estimate of the share of wrong labels.",
+        "training": "The labels that Refract trusted in each stretch of training, measured against the truth that it "
+        "never knew, and its estimate of the share of wrong labels.",
     }
     write_demo_report(
         out,
@@ -128,7 +132,7 @@ def write_page(out: Path, result: dict[str, Any], learn: ImageTable, summary: st
         ],
         suspects=suspects,
         notes=_notes(result),
-        highlight=NAMES["prism-mcl"],
+        highlight=NAMES[OURS],
     )
 
 
@@ -148,7 +152,7 @@ def _notes(result: dict[str, Any]) -> dict[str, str]:
         f"{result['train_classes']} characters, {result['test_images']:,} test images of "
         f"{result['test_classes']} others",
         "Wrong labels": f"{result['noise_rate_true']:.1%} of the training labels, each replaced by another "
-        f"character at random; PRISM estimates {result['noise_rate_estimate']:.1%}",
+        f"character at random; Refract estimates {result['noise_rate_estimate']:.1%}",
         "Recipe": f"the same for all: {recipe['steps']:,} steps, images of {recipe['image_size']} pixels, "
         f"learning rate {recipe['lr']:g}, from scratch",
         "Seed": str(result["seed"]),

@@ -19,7 +19,7 @@ def demo(
     seed: int = 0,
     json: bool = False,
 ) -> None:
-    """Train with and without PRISM with half the labels wrong, and compare both with the oracle.
+    """Train with and without PRISM and Refract with half the labels wrong, and compare all with the oracle.
 
     The models are tested on characters that none of them has seen. The folder gets report.html, the models,
     pictures, and samples.csv: a judgement on each training label. Takes about two minutes for the letters. Ctrl-C stops
@@ -29,7 +29,7 @@ def demo(
         data: letters: set in the typefaces of matplotlib, no download. omniglot: handwriting, from
             omniglot.parquet in the folder $PRISM_DATA, else downloaded (16 MB).
         out: Folder for everything; runs/demo if not given, runs/demo-omniglot for omniglot.
-        noise_rate: Share of the training labels, in [0, 1), that is made wrong. PRISM is not told.
+        noise_rate: Share of the training labels, in [0, 1), that is made wrong. The methods are not told.
         seed: Of the choice of letters, of the wrong labels and of the training.
         json: Print the result as JSON.
 
@@ -57,8 +57,10 @@ def _show(result: dict[str, Any], folder: Path) -> None:
         low, high = model["intervals"]["precision_at_1"]
         precision, map_at_r = f"{model['precision_at_1']:.3f}", f"{model['map_at_r']:.3f}"
         rows.append((title, precision, f"{low:.3f} to {high:.3f}", map_at_r))
-    closed = {name: "-" if share is None else f"{share:.0%}" for name, share in result["gap_closed"].items()}
-    rows.append(("gap closed by PRISM", closed["precision_at_1"], "", closed["map_at_r"]))
+    for name, shares in result["gap_closed"].items():
+        closed = {metric: "-" if share is None else f"{share:.0%}" for metric, share in shares.items()}
+        title = f"gap closed by {MODEL_NAMES[name]}"
+        rows.append((title, closed["precision_at_1"], "", closed["map_at_r"]))
     print_table(
         f"Retrieval of {result['test_classes']} characters never seen in training",
         ("Trained with", "Precision@1", "95 % interval", "MAP@R"),
@@ -79,7 +81,7 @@ def _show(result: dict[str, Any], folder: Path) -> None:
             for suspect in result["suspects"]
         ],
     )
-    model = folder / "prism-mcl"
+    model = folder / "refract"
     print(f"Pictures and all of this: {folder / 'report.html'}")
     print(f"Judgement on every training label: {folder / 'samples.csv'}")
     print(f"The model: {model}; try: prism evaluate {model} {folder / 'data.parquet'}")
