@@ -1,7 +1,7 @@
 import json
 import os
 import signal
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 
 import numpy as np
@@ -118,6 +118,15 @@ def test_finished_demo_is_shown_again(finished, monkeypatch):
 def test_folder_of_another_demo_is_refused(finished, seed, noise_rate, named):
     with pytest.raises(ValueError, match=named):
         run_demo("letters", finished[0], seed, noise_rate, print)
+
+
+def test_folder_of_a_demo_with_other_methods_is_refused(tmp_path):
+    """Of an earlier Prism."""
+    (tmp_path / "demo.json").write_text(
+        json.dumps({"data": "letters", "noise_rate": 0.5, "recipe": asdict(LETTERS)})
+    )
+    with pytest.raises(ValueError, match="methods None instead of"):
+        run_demo("letters", tmp_path, 0, 0.5, print)
 
 
 def test_folder_of_something_else_is_refused(tmp_path):

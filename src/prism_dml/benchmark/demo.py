@@ -89,7 +89,7 @@ def run_demo(data: DemoData, out: Path, seed: int, noise_rate: float, announce: 
     if not 0 <= noise_rate < 1:
         raise ValueError(f"noise_rate must be in [0, 1), not {noise_rate}")
     recipe = replace(RECIPES[data], seed=seed)
-    settings = {"data": data, "noise_rate": noise_rate, "recipe": asdict(recipe)}
+    settings = {"data": data, "noise_rate": noise_rate, "methods": list(MODELS), "recipe": asdict(recipe)}
     try:
         began = _enter(out, settings)
         if (out / "result.json").is_file():

@@ -58,9 +58,8 @@ class SmoothTopR(nn.Module):
         quantile = _quantile(values, known, noise_rate)
         place = torch.arange(len(self.quantiles), device=known.device)  # indexing would wait for the device
         here = (place == self.seen % len(place)) & known.any()
-        self.quantiles.copy_(
-            torch.where(here, quantile, self.quantiles)
-        )  # masked_fill_ would wait for the value
+        # masked_fill_ would wait for the value.
+        self.quantiles.copy_(torch.where(here, quantile, self.quantiles))
         self.seen += known.any()
         threshold = self.quantiles.nanmean().where(noise_rate > 0, math.nan)  # nothing is below NaN
         # Equal probabilities (a collapsed network's) must not all fall to the rounding of their mean.
