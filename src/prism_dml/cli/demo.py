@@ -75,7 +75,7 @@ def _show(result: dict[str, Any], folder: Path) -> None:
                 suspect["path"],
                 suspect["label"],
                 suspect["suggested_label"],
-                f"{suspect['clean_probability']:.4f}",
+                _probability(suspect["clean_probability"]),
                 "wrong" if suspect["is_wrong"] else "right",
             )
             for suspect in result["suspects"]
@@ -85,6 +85,10 @@ def _show(result: dict[str, Any], folder: Path) -> None:
     print(f"Pictures and all of this: {folder / 'report.html'}")
     print(f"Judgement on every training label: {folder / 'samples.csv'}")
     print(f"The model: {model}; try: prism evaluate {model} {folder / 'data.parquet'}")
+
+
+def _probability(value: float) -> str:
+    return "< 0.0001" if value < 1e-4 else f"{value:.4f}"
 
 
 def _wrapped(text: str) -> str:
