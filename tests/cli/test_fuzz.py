@@ -95,6 +95,12 @@ def test_any_setting_may_be_anything(values, tmp_path, capsys) -> None:
     check(file, capsys)
 
 
+def test_data_without_a_name_are_not_the_folder_at_hand(tmp_path, capsys) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text('{"data": ""}', encoding="utf-8")
+    check(file, capsys)
+
+
 @QUIET
 @given(text=st.sampled_from(TEXTS) | st.text(max_size=20))
 def test_any_text(text, tmp_path, capsys) -> None:

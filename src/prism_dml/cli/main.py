@@ -13,7 +13,7 @@ from importlib import import_module
 from prism_dml import __version__
 
 COMMANDS = {
-    "demo": "Train with and without PRISM with half the labels wrong; needs no data. Start here.",
+    "demo": "Train with and without PRISM and Refract with half the labels wrong; needs no data. Start here.",
     "train": "Train an embedding on images whose labels cannot be trusted.",
     "methods": "List the methods that `prism train --method` knows, each with a line.",
     "evaluate": "Measure how well a trained model retrieves images of classes it has never seen.",

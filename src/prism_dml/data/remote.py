@@ -127,7 +127,13 @@ def is_url(text: str) -> bool:
 
 
 def place(text: str) -> Path | RemoteFile:
-    """The place that text names: on disk, by a path or a file:// URL, or in a store, by any other URL."""
+    """The place that text names: on disk, by a path or a file:// URL, or in a store, by any other URL.
+
+    Raises:
+        ValueError: the text is empty.
+    """
+    if not text:  # an unset variable in a script, say: not the folder at hand
+        raise ValueError("the data have no name: give a folder, a file or a URL ('.' is the folder at hand)")
     if text.lower().startswith("file://"):
         return Path(unquote(urlsplit(text).path))
     return RemoteFile(text) if is_url(text) else Path(text).expanduser()
