@@ -38,6 +38,7 @@ def start(*arguments):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
     )
 
 
@@ -87,16 +88,25 @@ def test_a_grid_that_is_killed_goes_on_and_what_breaks_leaves_the_rest_alone(ima
     assert len(records(results)) == 6
 
 
-def test_ctrl_c_stops_the_runs_and_says_how_to_go_on(image_folder, tmp_path):
+@pytest.mark.parametrize("whole_group", [False, True])
+def test_a_signal_stops_the_runs_and_says_how_to_go_on(image_folder, tmp_path, whole_group):
+    """Sent to the command, as by Ctrl-C, or to its runs as well, as by timeout(1)."""
     protocol, out = tmp_path / "p.yaml", tmp_path / "out"
     protocol.write_text(PROTOCOL.replace("steps: 3", "steps: 100000"), encoding="utf-8")
     process = start(protocol, "--out", out, "--workers", 1, "--data-root", image_folder.parent)
-    while process.poll() is None and not list(out.glob("unfinished/*/run/metrics.jsonl")):
+    while process.poll() is None and not any(
+        log.stat().st_size for log in out.glob("unfinished/*/run/metrics.jsonl")
+    ):
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    if whole_group:
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=100)
-    assert process.returncode == 130
-    assert said == "prism: SIGINT: 0 of 5 runs are done; the same command goes on\n"
+    assert process.returncode == (143 if whole_group else 130)
+    name = "SIGTERM" if whole_group else "SIGINT"
+    assert said == f"prism: {name}: 0 of 5 runs are done; the same command goes on\n"
+    assert not (out / "results.jsonl").exists(), "no run has failed"
     assert list(out.glob("unfinished/*/run/checkpoint.safetensors"))
 
 

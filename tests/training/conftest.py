@@ -86,9 +86,9 @@ def settings() -> Callable[..., TrainConfig]:
     return lambda **options: TrainConfig(**{**small, **options})
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Sums in one order, and no fight over the cores."""
+    """Sums in one order, and no fight over the cores; for a module, so that what its own fixtures train is so too."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,5 +1,6 @@
 """What only a GPU can show: every method on it, repeatable, with the decisions of the CPU, and no waiting in a step."""
 
+import signal
 from dataclasses import astuple
 from itertools import product
 from pathlib import Path
@@ -49,7 +50,7 @@ def test_a_run_is_repeatable_and_resumes_bit_for_bit(
     def add(self: loop.Tally, *counted: Any) -> None:
         calls.append(0)
         if len(calls) == 6:
-            loop.signal.raise_signal(loop.signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         added(self, *counted)
 
     monkeypatch.setattr(loop.Tally, "add", add)

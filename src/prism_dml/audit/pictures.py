@@ -167,7 +167,7 @@ def plot_training(
         axes.axhline(
             true_noise_rate, color=GREY, linestyle=":", linewidth=2, label="true noise rate", zorder=1
         )
-    axes.set_title("What PRISM kept while training, against the truth", loc="left")
+    axes.set_title("What was kept while training, against the truth", loc="left")
     axes.set_xlabel("Training step")
     axes.set_ylabel("Share")
     axes.set_ylim(0, 1.02)

@@ -161,23 +161,24 @@ def tuning_table(job: Job, data_root: Path) -> ImageTable:
     truth_known = whole.clean_labels is not None or job.noise != "given"
     truth = whole.labels if whole.clean_labels is None else whole.clean_labels
     names = np.array([*whole.classes, None], dtype=object)  # the last is that of -1
-    held, aside = _set_aside(job, whole, truth, data_root)
+    true_names = names[truth]
+    held, aside = _set_aside(job, whole, truth, true_names, data_root)
     learned = whole.select(~held)
     if job.noise not in ("none", "given"):
         learned = corrupt_table(learned.compact(), job.noise, job.rate, job.seed)  # type: ignore[arg-type]
-    given = names[truth]
+    given = true_names.copy()
     if job.noise != "none":
         given[~held] = np.array(learned.classes, dtype=object)[learned.labels]
     # A label that people gave may name a class that is set aside: nothing can be learned from it here.
     stays = held | ~np.isin(given, aside)
-    true_names = names[truth].tolist() if truth_known else None
     splits = np.where(held, "validation", "train").tolist()
-    table = ImageTable.from_names(whole.images, whole.paths, given.tolist(), true_names, splits)
+    right = true_names.tolist() if truth_known else None
+    table = ImageTable.from_names(whole.images, whole.paths, given.tolist(), right, splits)
     return table.select(stays)
 
 
 def _set_aside(
-    job: Job, whole: ImageTable, truth: NDArray[np.int64], data_root: Path
+    job: Job, whole: ImageTable, truth: NDArray[np.int64], true_names: NDArray[np.object_], data_root: Path
 ) -> tuple[NDArray[np.bool_], Sequence[str]]:
     """(N,) which training images a choice of settings is made on, and the classes that are theirs alone."""
     share = job.settings["validation"]
@@ -189,7 +190,7 @@ def _set_aside(
     true_table = replace(whole, labels=truth, clean_labels=truth).select(truth >= 0)
     _, validation = cut_validation(true_table, share, job.seed)
     aside = [] if validation is None else validation.classes
-    return np.isin(np.array([*whole.classes, None], dtype=object)[truth], aside), aside
+    return np.isin(true_names, aside), aside
 
 
 def test_table(job: Job, data_root: Path) -> ImageTable:

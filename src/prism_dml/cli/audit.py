@@ -155,6 +155,7 @@ def _from_run(run: Path, data: str, split: str | None, embedding: dict[str, Any]
 
 def _handed_over(run: Path, table: ImageTable) -> Embedded | None:
     """The embeddings that training left, if they are of exactly these images with these labels."""
+    import numpy as np
     import torch
 
     from prism_dml.data import Embedded, read_embeddings
@@ -163,14 +164,14 @@ def _handed_over(run: Path, table: ImageTable) -> Embedded | None:
     if not (run / EMBEDDINGS).is_file():
         return None
     found = read_embeddings(run / EMBEDDINGS)
-    place = {path: i for i, path in enumerate(found.paths)}
-    index = [place.get(path, -1) for path in table.paths]
-    if not len(place) == len(found.paths) == len(table) or min(index) < 0:
+    try:
+        index = _matched(run / EMBEDDINGS, found.paths, found.labels, table)
+    except ValueError:  # other images, or other labels
         return None
-    names = (table.classes[label] for label in table.labels)
-    if any(found.labels[i] != name for i, name in zip(index, names, strict=True)):
+    order = index.argsort()
+    if not np.array_equal(index[order], np.arange(len(table))):
         return None
-    return Embedded(torch.from_numpy(found.vectors[index]), table)
+    return Embedded(torch.from_numpy(found.vectors[order]), table)
 
 
 def _from_embeddings(file: Path, data: str | None, split: str | None) -> _Samples:

@@ -70,7 +70,7 @@ class Refract(MCL):
         self._apart = 1  # parts
 
     def look_every(self, epoch: int, steps: int) -> int:
-        """A sixteenth of the run, whatever an epoch is."""
+        """A sixteenth of the run; `on_epoch_start` is told here how many of them lie between two looks."""
         part = max(1, steps // PARTS)
         self._apart = math.ceil(APART * epoch / part)
         return part
