@@ -160,8 +160,9 @@ def test_wrong_labels_found_follows_from_purity_and_recall():
     generator = np.random.default_rng(0)
     wrong, keep = generator.random(1000) < 0.4, generator.random(1000) < 0.6
     purity, recall = (~wrong)[keep].mean(), keep[~wrong].mean()
-    judged = {"judgement": {"purity": purity, "clean_recall": recall}, "last_decisions": {}}
-    assert _selection(judged, wrong.mean(), True)["wrong_found"] == pytest.approx((~keep)[wrong].mean())
+    judged = {"judgement": {"purity": purity, "clean_recall": recall, "auroc": 0.7}, "last_decisions": {}}
+    facts = _selection(judged, wrong.mean(), True)
+    assert facts["wrong_found"] == pytest.approx((~keep)[wrong].mean()) and facts["auroc"] == 0.7
     all_kept = {"last_decisions": {"purity": 0.6, "clean_recall": 1.0}}
     assert _selection(all_kept, 0.4, False)["wrong_found"] is None
     nothing_wrong = {"judgement": {"purity": 1.0, "clean_recall": 0.9}, "last_decisions": {}}

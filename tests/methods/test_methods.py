@@ -13,6 +13,7 @@ from .stand_in import INDEX, LABELS, B, C, N, build, draw, embed_all, step
 
 WITH_PROXIES = [
     "co-teaching-t", "soft-triple", "prism-soft-triple", "nsoftmax", "proxy-nca", "proxy-anchor", "sub-centre-arcface",
+    "refract", "refract-oracle",
 ]  # fmt: skip
 
 

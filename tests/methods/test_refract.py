@@ -1,9 +1,8 @@
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import cross_entropy, normalize
 
-from prism_dml.losses.contrastive import MemoryContrastiveLoss
 from prism_dml.methods.refract import PARTS, Refract
 
 from .stand_in import Linear, build, draw, step
@@ -87,22 +86,22 @@ def test_the_loss_is_that_of_what_is_believed(looked: Refract, labels: Tensor) -
     batch = torch.arange(30, 50)
     images = images_of(TRUTH)[batch]
     looked.believed[33] = -1
-    looked.believed[5] = -1  # remembered, and believed no more
     loss, kept = looked(images, labels[batch], batch)
     assert torch.equal(kept, looked.trusted[batch])
+    weights = normalize(looked.proxies()[0], dim=0)  # (D, C)
+    cosines = looked.embedder(images) @ weights
     inside = batch != 33
-    remembered = torch.arange(20)[torch.arange(20) != 5]
-    bank = looked.bank
-    assert bank.index[:20].tolist() == list(range(20))
-    expected = MemoryContrastiveLoss(0.5)(
-        looked.embedder(images)[inside],
-        TRUTH[batch][inside],
-        bank.embeddings[remembered],
-        TRUTH[remembered],
-        batch[inside],
-        remembered,
-    )
-    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(loss, cross_entropy(cosines[inside] / 0.1, TRUTH[batch][inside]))
+
+
+def test_a_batch_of_which_nothing_is_believed_has_no_gradient(looked: Refract, labels: Tensor) -> None:
+    batch = torch.arange(10)
+    looked.believed[batch], looked.trusted[batch] = -1, False
+    looked.zero_grad()
+    loss, kept = looked(images_of(TRUTH)[batch], labels[batch], batch)
+    loss.backward()
+    assert loss == 0 and not kept.any()
+    assert not any(p.grad.any() for p in looked.parameters() if p.grad is not None)
 
 
 def test_what_belongs_nowhere_is_left_out(labels: Tensor) -> None:

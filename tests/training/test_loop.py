@@ -449,6 +449,9 @@ def test_samples_are_the_training_samples_in_order(table, settings, tmp_path: Pa
     kept, clean = samples["keep"].to_numpy(), ~part.is_noisy
     assert result["judgement"]["purity"] == pytest.approx((kept & clean).sum() / kept.sum())
     assert result["judgement"]["clean_recall"] == pytest.approx((kept & clean).sum() / clean.sum())
+    right, wrong = (samples["clean_probability"].to_numpy()[chosen] for chosen in (clean, ~clean))
+    above = (right[:, None] > wrong).mean() + (right[:, None] == wrong).mean() / 2
+    assert result["judgement"]["auroc"] == pytest.approx(above)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -70,7 +70,6 @@ def runs(several, folder: Path, settings, tmp_path_factory: pytest.TempPathFacto
         job("soft triple", 2, out=root / "stopped", resume=True),
         job("mcl", 2, out=root / "mcl shared out", shard=True),
         job("rejected", 2, out=root / "rejected shared out", shard=True),
-        job("refract", 2, out=root / "refract shared out", shard=True),
         job("mcl", 2, out=root / "taken up", resume=True, shard=True),
         job("mcl", 2, out=root / "handed on", stop_after=20, shard=True),
     ]
@@ -91,8 +90,10 @@ def assert_same_run(one: Path, other: Path, rtol: float = 1e-6, atol: float = 1e
     assert states[0].keys() == states[1].keys()
     for key, value in states[0].items():
         torch.testing.assert_close(states[1][key], value, rtol=rtol, atol=atol, equal_nan=True, msg=key)
-    assert any("bank.embeddings" in key for key in states[0])
-    assert any("rule" in key or key.endswith(".believed") for key in states[0])
+    judges_by_looks = any(key.endswith(".believed") for key in states[0])
+    assert judges_by_looks or all(
+        any(part in key for key in states[0]) for part in ("bank.embeddings", "rule")
+    )
     for a, b in zip(records(one), records(other), strict=True):
         assert a == pytest.approx(b, rel=10 * rtol, abs=atol)
     samples = [pd.read_parquet(run / "samples.parquet") for run in (one, other)]
@@ -116,7 +117,7 @@ def test_in_single_precision_they_differ_by_rounding(runs) -> None:
     assert_same_run(root / "float32 1", root / "float32 2", rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["mcl", "rejected", "refract"])
+@pytest.mark.parametrize("name", ["mcl", "rejected"])
 def test_a_memory_that_is_shared_out_trains_what_a_whole_one_does(name: str, several, runs) -> None:
     root, _, _ = runs
     assert_same_run(root / f"{name} 1", root / f"{name} shared out")

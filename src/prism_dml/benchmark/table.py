@@ -15,15 +15,16 @@ from prism_dml.files import replacing
 
 HEADER = (
     *("row", "seeds", "P@1", "MAP@R", "gap closed, P@1", "gap closed, MAP@R"),
-    *("wrong labels found", "purity", "noise estimated", "s/run"),
+    *("wrong labels found", "purity", "AUROC", "noise estimated", "s/run"),
 )
 LEGEND = """\
 Mean ± standard deviation over the seeds. Retrieval among the images of the test split; nothing is chosen on it.
 Best of the rows that do not know the truth in **bold**. *Gap closed*: (row - MCL) / (oracle - MCL), by the MCL
 and the oracle of the same seed. *Wrong labels found*: share of the wrong labels that are rejected; *purity*:
 share of the kept labels that are right; both by the trained model's judgement on every training label, for rows
-that choose within batches only by the last decision on each; empty for rows that keep everything. *Noise
-estimated*: by rows that are not told the rate."""
+that choose within batches only by the last decision on each; empty for rows that keep everything. *AUROC*: of the
+trained model's probabilities that a label is right; not measured in the oldest runs. *Noise estimated*: by rows that
+are not told the rate."""
 
 
 @dataclass(frozen=True)
@@ -111,13 +112,15 @@ def _section(protocol: Protocol, places: Sequence[Place], results: dict[str, Rec
             top = row in contest and means[metric][row.name] == best[metric]
             cells.append(f"**{text}**" if top else text)
         cells += [spread(_gaps(protocol, runs, row, metric), 2) for metric in means]
-        known: list[tuple[str, Callable[[Record], Any]]] = [
-            ("wrong_found", lambda r: r.get("wrong_found")),
-            ("purity", lambda r: r.get("purity")),
-            ("estimated", lambda r: r.get("estimated") if r.get("told") == "auto" else None),
+        known: list[tuple[int, Callable[[Record], Any]]] = [  # digits, value
+            (2, lambda r: r.get("wrong_found")),
+            (2, lambda r: r.get("purity")),
+            (3, lambda r: r.get("auroc")),
+            (2, lambda r: r.get("estimated") if r.get("told") == "auto" else None),
         ]
         cells += [
-            spread([value for r in mine.values() if (value := get(r)) is not None], 2) for _, get in known
+            spread([value for r in mine.values() if (value := get(r)) is not None], digits)
+            for digits, get in known
         ]
         cells.append(f"{mean(r['seconds'] for r in mine.values()):.0f}")
         lines.append("| " + " | ".join(cells) + " |")

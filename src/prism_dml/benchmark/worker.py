@@ -92,8 +92,8 @@ def run_job(job: Job, folder: Path, data_root: Path, accelerator: str) -> dict[s
 
     Returns:
         `metrics` on the test split (for runs of the grid), `validation` [[step, Precision@1]] and `curves` over
-        training, `noise`: the true share of wrong labels, `told` and `estimated`, `purity`, `clean_recall` and
-        `wrong_found`: of the labels kept and rejected in the end; null where unknown.
+        training, `noise`: the true share of wrong labels, `told` and `estimated`, `purity`, `clean_recall`,
+        `wrong_found` and `auroc`: of the labels kept and rejected in the end; null where unknown.
 
     Raises:
         ValueError: the data cannot be read, or do not fit the job.
@@ -237,15 +237,15 @@ def _pixels(images: ImageBatches) -> torch.Tensor:
 
 
 def _selection(result: dict[str, Any], noise: float | None, selects: bool) -> dict[str, float | None]:
-    """How right the labels are that were kept, and the share of the wrong ones that were rejected.
+    """How right the labels are that were kept, the share of the wrong ones that were rejected, and the AUROC.
 
     By the trained model's judgement on every label; of methods that choose within batches only, by the last decision on
     each sample. Empty for methods that keep everything.
     """
     facts = result.get("judgement") or ({} if selects else result["last_decisions"])
-    purity, recall = facts.get("purity"), facts.get("clean_recall")
+    purity, recall, auroc = (facts.get(name) for name in ("purity", "clean_recall", "auroc"))
     if noise is None or purity is None or recall is None or (not selects and recall == 1):
-        return {"purity": None, "clean_recall": None, "wrong_found": None}
+        return {"purity": None, "clean_recall": None, "wrong_found": None, "auroc": None}
     kept_clean = recall * (1 - noise)  # shares of all samples
     kept_wrong = kept_clean * (1 - purity) / purity if purity else float("nan")
     found = 1 - kept_wrong / noise if noise else float("nan")
@@ -253,6 +253,7 @@ def _selection(result: dict[str, Any], noise: float | None, selects: bool) -> di
         "purity": purity,
         "clean_recall": recall,
         "wrong_found": min(max(found, 0.0), 1.0) if np.isfinite(found) else None,
+        "auroc": auroc,
     }
 
 

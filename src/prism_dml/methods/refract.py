@@ -4,11 +4,11 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prism_dml.methods.base import EmbedAll, StepResult, TrainingSet
 from prism_dml.methods.config import MethodConfig
-from prism_dml.methods.mcl import MCL
+from prism_dml.methods.proxy import ProxyMethod, normalised_softmax
 from prism_dml.models.embedder import Embedder
 from prism_dml.retrieval import neighbour_graph
 from prism_dml.selection import Selection
@@ -29,30 +29,32 @@ BELIEVED = 0.5
 SURE = 0.8
 """Probability from which on a class takes the place of a label that is believed to be wrong."""
 
+TEMPERATURE = 0.1
+"""Of the normalised softmax. At 0.05, usual where all labels are believed, features are worse to judge by."""
+
 NEIGHBOURS, EXACT_UP_TO = 64, 5_000
 """Nearest neighbours that name the classes which a sample may belong to; on a CPU, of more samples nearly the nearest:
 they only propose."""
 
 
-class Refract(MCL):
-    """Memory contrastive loss on labels that are judged, and partly put right, as the embedding learns.
+class Refract(ProxyMethod):
+    """Normalised softmax on labels that are judged, and partly put right, as the embedding learns.
 
     All labels are believed for the first sixteenth of the run. Then, and up to six times more (`LOOKS`), the whole
     training set is embedded without augmentation and every label judged by the class means of the others that are
     trusted, leave-one-out and in folds (`judge_labels`): calibrated probabilities, and the share of wrong labels, come
     from the likelihood of the given labels. A label that is more likely right than wrong is believed; else a class with
-    a probability of 0.8 or more takes its place; else the sample is not learned from until it is judged again. The
-    memory holds every sample, and a new judgement changes what its entries stand for at once. No noise rate.
+    a probability of 0.8 or more takes its place; else the sample is not learned from until it is judged again. No noise
+    rate, and no memory of embeddings.
 
-    A step costs what MCL's costs. A look costs a forward pass of the N samples, and O(N^1.5.D) time for their
-    neighbours, on an accelerator O(N^2.D).
-    Source: PRISM (Liu et al., CVPR 2021), sec. 3, for trust by the similarity to class means; the rest is ours.
+    A step costs O(B.C.D) beside the network. A look costs a forward pass of the N samples, and O(N^1.5.D) time for
+    their neighbours, on an accelerator O(N^2.D).
+    Source: PRISM (Liu et al., CVPR 2021), sec. 3, for trust by the similarity to class means; normalised softmax: Zhai
+    and Wu, BMVC 2019; the rest is ours.
     """
 
     name = "refract"
-    summary = (
-        "memory contrastive loss; labels are judged a few times in a run, and put right where that is sure"
-    )
+    summary = "normalised softmax; labels are judged a few times in a run, and put right where that is sure"
     selects = True
     trusted: Tensor
     believed: Tensor
@@ -68,6 +70,9 @@ class Refract(MCL):
         self.register_buffer("parts", torch.zeros((), dtype=torch.long))  # finished so far
         self.register_buffer("looked", torch.full((), -PARTS))  # after so many of them the last look was
         self._apart = 1  # parts
+
+    def _criterion(self, data: TrainingSet, config: MethodConfig) -> nn.Module:
+        return normalised_softmax(data, self.embedding_dim, TEMPERATURE)
 
     def look_every(self, epoch: int, steps: int) -> int:
         """A sixteenth of the run; `on_epoch_start` is told here how many of them lie between two looks."""
@@ -92,21 +97,9 @@ class Refract(MCL):
     def forward(self, images: Tensor, labels: Tensor, index: Tensor) -> StepResult:
         """Learn from all that is believed of a batch; `kept` are the labels believed as given."""
         embeddings = self.embedder(images)  # (B, D)
-        self._learned = (embeddings.detach(), labels, index)
         believed = self.believed[index]
         known = believed >= 0
-        bank = self.bank
-        remembered = torch.where(bank.labels >= 0, self.believed[bank.index.clamp(min=0)], -1)  # (M,)
-        loss = self.criterion(
-            embeddings[known],
-            believed[known],
-            bank.embeddings,
-            remembered,
-            index[known],
-            bank.index,
-            bank.sum_over_shares,
-        )
-        return StepResult(loss, self.trusted[index])
+        return StepResult(self.criterion(embeddings[known], believed[known]), self.trusted[index])
 
     def judge(self, embeddings: Tensor, labels: Tensor, index: Tensor) -> tuple[Selection, float]:
         """Judge the whole training set as the looks do; see `Method.judge`."""

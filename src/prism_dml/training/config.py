@@ -53,7 +53,7 @@ class TrainConfig(MethodConfig):
     samples_per_class: int = 4
     optimizer: Literal["adam", "adamw"] = "adamw"
     lr: float = 1e-3
-    proxy_lr: float = 1e-2
+    proxy_lr: float = 1e-1
     weight_decay: float = 0.0
     lr_warmup: int = 100
     validation: float = 0.1

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from prism_dml.data import ImageTable
@@ -34,3 +37,21 @@ def judge_samples(method: Method, embeddings: Tensor, table: ImageTable) -> tupl
     frame["keep"] = selection.keep.cpu().numpy()
     frame["suggested_label"] = classes[selection.suggested_label.cpu().numpy()].to_numpy()
     return frame, rate
+
+
+def rate_judgement(judged: pd.DataFrame, clean: NDArray[np.bool_]) -> dict[str, float | None]:
+    """How right a judgement on N samples is: purity of what is kept, recall of the right labels, AUROC; each in [0, 1].
+
+    Args:
+        judged: see `judge_samples`.
+        clean: (N,) whether each label is right.
+
+    Returns:
+        The three by name; None where there is nothing to measure.
+    """
+    keep, both = judged["keep"].to_numpy(), clean.any() and not clean.all()
+    return {
+        "purity": float(clean[keep].mean()) if keep.any() else None,
+        "clean_recall": float(keep[clean].mean()) if clean.any() else None,
+        "auroc": float(roc_auc_score(clean, judged["clean_probability"])) if both else None,
+    }

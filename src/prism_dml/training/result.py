@@ -18,7 +18,7 @@ from prism_dml.files import replacing
 from prism_dml.methods.base import Method
 from prism_dml.models import load, save
 from prism_dml.training.checkpoint import FILE
-from prism_dml.training.judgement import judge_samples
+from prism_dml.training.judgement import judge_samples, rate_judgement
 from prism_dml.training.measure import embed_all
 from prism_dml.training.ranks import ALONE, Ranks
 from prism_dml.training.sources import Sources
@@ -57,11 +57,7 @@ def finish(
                 judged.to_parquet(temporary, index=False)
         result["noise_rate_estimate"] = rate
         if sources.train.table.is_noisy is not None:
-            keep, clean = judged["keep"].to_numpy(), ~sources.train.table.is_noisy
-            result["judgement"] = {
-                "purity": float(clean[keep].mean()) if keep.any() else None,
-                "clean_recall": float(keep[clean].mean()) if clean.any() else None,
-            }
+            result["judgement"] = rate_judgement(judged, ~sources.train.table.is_noisy)
         _hand_over(out, sources, embeddings, ranks)
     if ranks.first:
         _write_run(out, sources, settings, result)
