@@ -47,8 +47,6 @@ ROWS = {
     },
     "MCL + PRISM (centre), auto": {"method": "prism-mcl", "noise_rate": "auto"},
     "oracle": {"method": "oracle"},
-    "Refract": {"method": "refract", "noise_rate": "auto"},
-    "oracle of Refract": {"method": "refract-oracle", "noise_rate": "auto"},
 }
 FEW = ("MCL", "MCL + PRISM (centre), R known", "oracle")  # rows of a part of a data set
 SEEDS = (0, 1, 2)
@@ -58,7 +56,6 @@ GRID = [
     (0.2, "MCL + PRISM (centre), auto"),
     (0.0, "MCL + PRISM (centre), auto"),
     (0.0, "MCL"),
-    (0.0, "Refract"),
 ]
 
 HEADER = ["noise", "row", "seeds", "P@1", "MAP@R", "gap closed, P@1", "gap closed, MAP@R", "noise estimated"]

@@ -21,6 +21,7 @@ from unittest import mock
 import torch
 from resumed import read_results, run_all
 from sklearn.metrics import roc_auc_score
+from torch.nn.functional import normalize
 
 from prism_dml.benchmark.jobs import Job
 from prism_dml.benchmark.worker import tuning_table
@@ -48,6 +49,7 @@ RECIPES = {
     "omniglot": {"image_size": 32, "augment": "drawing", "steps": 1600},
     "cifar10n_worse": {
         "image_size": 32,
+        "augment": "none",
         "steps": 1000,
         "classes_per_batch": 8,
         "samples_per_class": 8,
@@ -79,6 +81,31 @@ class FromSteps(Refract):
 
     def on_epoch_start(self, embed_all: EmbedAll) -> None:
         super().on_epoch_start(lambda network: self.features)
+
+
+class SoftLabels(Refract):
+    """Refract that learns each sample under its given label and the suggested one, weighed by their probabilities."""
+
+    def __init__(self, embedder, data, config) -> None:
+        super().__init__(embedder, data, config)
+        self.register_buffer(
+            "weights", torch.stack([torch.ones(data.num_samples), torch.zeros(data.num_samples)])
+        )
+        self.register_buffer("suggested", data.labels.clone())
+
+    def _believe(self, judged, labels) -> None:
+        super()._believe(judged, labels)
+        other = torch.where(judged.suggested == labels, 0, judged.probability)
+        self.weights.copy_(torch.stack([judged.clean, other]))
+        self.suggested.copy_(judged.suggested)
+
+    def forward(self, images, labels, index):
+        embeddings, (proxies,) = self.embedder(images), self.proxies()
+        chances = (embeddings.float() @ normalize(proxies, dim=0) / refract.TEMPERATURE).log_softmax(dim=1)
+        both = torch.stack([labels, self.suggested[index]])  # (2, B)
+        weights = self.weights[:, index]
+        loss = -(weights * chances.T.gather(0, both)).sum() / weights.sum()
+        return StepResult(loss, self.trusted[index])
 
 
 class OnMemory(Refract):
@@ -124,6 +151,7 @@ VARIANTS = {
     "put right from 0.5 on": ("refract", {"SURE": 0.5}, None),
     "believed from 0.8 on": ("refract", {"BELIEVED": 0.8}, None),
     "temperature 0.05": ("refract", {"TEMPERATURE": 0.05}, None),
+    "soft labels": ("refract", {}, SoftLabels),
     "memory contrastive loss": ("refract", {}, OnMemory),
 }
 FEW = ("Refract", "oracle of Refract", "no looks: all labels believed")

@@ -31,7 +31,9 @@ from prism_dml.training import TrainConfig, train
 from prism_dml.training.guard import Guard
 from prism_dml.training.progress import RunProgress
 
-COMMON = TrainConfig(validation=0, noise_rate="auto", workers=0, checkpoint_every=10**6, accelerator="cpu")
+COMMON = TrainConfig(
+    method="prism-mcl", validation=0, noise_rate="auto", workers=0, checkpoint_every=10**6, accelerator="cpu"
+)
 TRAINED = {
     "small": {"backbone": "small", "image_size": 48, "steps": 120},
     "resnet18": {"backbone": "resnet18", "image_size": 96, "steps": 16},

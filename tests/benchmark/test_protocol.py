@@ -17,7 +17,7 @@ def runs(protocol):
 @pytest.mark.parametrize("name", shipped_protocols())
 def test_every_shipped_protocol_loads(name):
     protocol = load_protocol(name)
-    assert len(protocol.rows) == 30
+    assert len(protocol.rows) == 31
     assert runs(protocol)
     if name.startswith("quick/"):
         assert len(protocol.tuning.candidates("mcl")) == len(protocol.tuning.candidates("soft-triple"))

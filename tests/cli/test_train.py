@@ -20,11 +20,12 @@ def noisy_list(prism, image_folder, tmp_path):
 
 def test_trains_from_a_file_of_options_and_says_what_came_out(prism, noisy_list, image_folder, tmp_path):
     options = tmp_path / "options.yaml"
-    options.write_text("noise_rate: 0.5\nsteps: 2\n", encoding="utf-8")
+    options.write_text("method: prism-mcl\nnoise_rate: 0.5\nsteps: 2\n", encoding="utf-8")
     run = tmp_path / "run"
     status, shown, _ = prism("train", noisy_list, "--config", options, "--out", run, *QUICK)
     assert status == 0
     settings = json.loads((run / "run.json").read_text(encoding="utf-8"))["settings"]
+    assert settings["method"] == "prism-mcl"
     assert (settings["noise_rate"], settings["steps"]) == (0.5, 4)  # the command line wins
     assert f"Trained 4 steps: {run}" in shown
     assert f"Next: prism evaluate {run} {noisy_list}" in shown
@@ -40,6 +41,8 @@ def test_json_and_default_folder(prism, noisy_list, tmp_path, monkeypatch):
     result = json.loads(shown)
     assert result["out"] == str(Path("runs", "noisy"))
     assert result["steps"] == 4
+    settings = json.loads(Path("runs", "noisy", "run.json").read_text(encoding="utf-8"))["settings"]
+    assert settings["method"] == "refract"
     assert load(tmp_path / "runs" / "noisy")
 
 
@@ -56,6 +59,7 @@ def test_the_seed_repeats_the_log(prism, noisy_list, tmp_path):
     [
         (("--method", "magic"), "unknown method 'magic'"),
         (("--method", "co-teaching"), "cannot estimate the noise rate: give it, --noise-rate"),
+        (("--noise-rate", "0.3"), "estimates the noise rate itself"),
         (("--noise-rate", "1"), "noise_rate must be auto or in [0, 1)"),
         (("--resume",), "no checkpoint"),
         (("--backbone", "resnet5O"), "resnet50"),

@@ -83,7 +83,12 @@ def settings() -> Callable[..., TrainConfig]:
         "noise_rate": 0.2, "bank_size": 50, "window": 4, "validate_every": 5, "log_every": 3,
         "checkpoint_every": 4, "lr_warmup": 2, "validation": 0.2, "workers": 0, "accelerator": "cpu",
     }  # fmt: skip
-    return lambda **options: TrainConfig(**{**small, **options})
+
+    def made(method: str = "prism-mcl", **options: Any) -> TrainConfig:
+        alone = {"noise_rate": "auto"} if method.startswith("refract") else {}  # it cannot be told
+        return TrainConfig(method=method, **{**small, **alone, **options})
+
+    return made
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -21,7 +21,8 @@ from prism_dml.training.log import Log
 
 OPTIONS = {
     "image_size": 16, "embedding_dim": 8, "steps": 12, "classes_per_batch": 4, "samples_per_class": 3,
-    "noise_rate": "auto", "validation": 0.0, "log_every": 1, "checkpoint_every": 4, "workers": 0, "accelerator": "cpu",
+    "method": "prism-mcl", "noise_rate": "auto",
+    "validation": 0.0, "log_every": 1, "checkpoint_every": 4, "workers": 0, "accelerator": "cpu",
 }  # fmt: skip
 CONFIG = TrainConfig(**OPTIONS)
 

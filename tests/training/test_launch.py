@@ -20,7 +20,8 @@ from prism_dml.training.launch import launch
 PRISM = [sys.executable, "-c", "import sys; from prism_dml.cli.main import main; sys.exit(main())"]
 OPTIONS = {
     "image_size": 16, "embedding_dim": 8, "steps": 40, "classes_per_batch": 4, "samples_per_class": 3,
-    "noise_rate": 0.2, "validation": 0.0, "log_every": 1, "checkpoint_every": 2, "workers": 0, "accelerator": "cpu",
+    "method": "prism-mcl", "noise_rate": 0.2,
+    "validation": 0.0, "log_every": 1, "checkpoint_every": 2, "workers": 0, "accelerator": "cpu",
 }  # fmt: skip
 
 

@@ -14,7 +14,8 @@ PRISM = [sys.executable, "-c", "import sys; from prism_dml.cli.main import main;
 STEPS = 150
 OPTIONS = {
     "image-size": 16, "embedding-dim": 8, "steps": STEPS, "classes-per-batch": 4, "samples-per-class": 3,
-    "noise-rate": "auto", "validation": 0.2, "validate-every": 20, "log-every": 1, "checkpoint-every": 1000,
+    "method": "prism-mcl", "noise-rate": "auto",
+    "validation": 0.2, "validate-every": 20, "log-every": 1, "checkpoint-every": 1000,
     "workers": 0, "accelerator": "cpu",
 }  # fmt: skip
 

@@ -19,7 +19,8 @@ from prism_dml.training.config import TrainConfig
 PRISM = [sys.executable, "-c", "import sys; from prism_dml.cli.main import main; sys.exit(main())"]
 OPTIONS = {
     "image_size": 16, "embedding_dim": 8, "steps": 12, "classes_per_batch": 2, "samples_per_class": 2, "lr": 1e-4,
-    "noise_rate": 0.2, "validation": 0.2, "log_every": 3, "checkpoint_every": 2, "workers": 0, "accelerator": "cpu",
+    "method": "prism-mcl", "noise_rate": 0.2,
+    "validation": 0.2, "log_every": 3, "checkpoint_every": 2, "workers": 0, "accelerator": "cpu",
     "bank_size": 31,
 }  # fmt: skip
 

@@ -78,7 +78,7 @@ def run_jobs(
                 place = folder / job.key
                 place.mkdir(parents=True, exist_ok=True)
                 process: BaseProcess = context.Process(target=work, args=(job, place, data_root, slot))
-                with _interrupts_blocked():
+                with _signals_blocked():
                     process.start()
                 running[process] = (job, slot)
             ready = connection.wait([process.sentinel for process in running], POLL)
@@ -126,12 +126,16 @@ def _outcome(folder: Path, exit_code: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Ctrl-C reaches every process of the terminal: those started here leave it to their parent."""
+def _signals_blocked() -> Iterator[None]:
+    """A signal to the whole group leaves the processes started here to their parent.
+
+    The server from which they are forked must outlive SIGTERM: their parent would take them for ended without it. They
+    themselves take SIGTERM again once they run, by which their parent ends them.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -60,6 +61,8 @@ def work(job: Job, folder: Path, data_root: Path, slot: Slot) -> None:
 
     A job that was stopped leaves a checkpoint and no result; done again in the same folder it goes on.
     """
+    if hasattr(signal, "pthread_sigmask"):  # blocked by the parent, for the server between the two
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     if (folder / RESULT).is_file():  # finished, but its parent was killed before it looked
         return
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -15,7 +15,7 @@ class MethodConfig:
 
     Args:
         method: Which method learns from the batches.
-        noise_rate: Share of wrong labels in [0, 1), or auto to estimate it as training goes.
+        noise_rate: Share of wrong labels in [0, 1), or auto to estimate it as training goes; refract takes auto only.
         similarity: What a sample is compared with: centre, exact (each remembered embedding), vmf, proxy.
         threshold: smooth (mean of the last batches' quantiles) or top-r (a fixed share of each batch).
         window: Number of batches over which the threshold is smoothed, at least 1.
@@ -30,7 +30,7 @@ class MethodConfig:
             in half of the run at most.
     """
 
-    method: str = "prism-mcl"
+    method: str = "refract"
     noise_rate: NoiseRate = "auto"
     similarity: Similarity = "centre"
     threshold: Threshold = "smooth"

@@ -37,6 +37,15 @@ NEIGHBOURS, EXACT_UP_TO = 64, 5_000
 they only propose."""
 
 
+class Judged(NamedTuple):
+    """Of N labels: the probability that each is right, the most probable class, its probability, the share wrong."""
+
+    clean: Tensor
+    suggested: Tensor
+    probability: Tensor
+    rate: float
+
+
 class Refract(ProxyMethod):
     """Normalised softmax on labels that are judged, and partly put right, as the embedding learns.
 
@@ -63,6 +72,11 @@ class Refract(ProxyMethod):
     looked: Tensor
 
     def __init__(self, embedder: Embedder, data: TrainingSet, config: MethodConfig) -> None:
+        if config.noise_rate != "auto":
+            raise ValueError(
+                f'method "{self.name}" estimates the noise rate itself: leave it at auto, or take a method that can be '
+                "told, such as prism-mcl"
+            )
         super().__init__(embedder, data, config)
         self.register_buffer("trusted", torch.ones(data.num_samples, dtype=torch.bool))  # labels as given
         self.register_buffer("believed", data.labels.clone())  # (N,) labels to learn from, -1: none
@@ -86,13 +100,15 @@ class Refract(ProxyMethod):
             self.looked.copy_(self.parts)
             embeddings = embed_all(self.embedder)
             labels = self.data.labels.to(embeddings.device)
-            judged = _judge(embeddings, labels, EXACT_UP_TO)
-            trusted = judged.clean >= BELIEVED
-            sure = judged.probability >= SURE
-            self.trusted.copy_(trusted)
-            self.believed.copy_(torch.where(trusted, labels, torch.where(sure, judged.suggested, -1)))
-            self.rate.fill_(judged.rate)
+            self._believe(_judge(embeddings, labels, EXACT_UP_TO), labels)
         self.parts += 1
+
+    def _believe(self, judged: Judged, labels: Tensor) -> None:
+        """Decide what the next steps learn from, by a judgement on the given labels (N,)."""
+        trusted, sure = judged.clean >= BELIEVED, judged.probability >= SURE
+        self.trusted.copy_(trusted)
+        self.believed.copy_(torch.where(trusted, labels, torch.where(sure, judged.suggested, -1)))
+        self.rate.fill_(judged.rate)
 
     def forward(self, images: Tensor, labels: Tensor, index: Tensor) -> StepResult:
         """Learn from all that is believed of a batch; `kept` are the labels believed as given."""
@@ -128,26 +144,17 @@ class RefractOracle(Refract):
     clean_only = True
 
 
-class _Judged(NamedTuple):
-    """Of N labels: the probability that each is right, the most probable class, its probability, the share wrong."""
-
-    clean: Tensor
-    suggested: Tensor
-    probability: Tensor
-    rate: float
-
-
-def _judge(embeddings: Tensor, labels: Tensor, exact_up_to: int | None = None) -> _Judged:
+def _judge(embeddings: Tensor, labels: Tensor, exact_up_to: int | None = None) -> Judged:
     """Judge labels (N,) by embeddings (N, D); what could not be embedded, a row of zeros, is believed."""
     clean, suggested = torch.ones_like(embeddings[:, 0]), labels.clone()
     probability = torch.ones_like(clean)
     found = (embeddings != 0).any(dim=1).nonzero().squeeze(1)
     if len(torch.unique(labels[found])) < 2:  # nothing to choose from
-        return _Judged(clean, suggested, probability, 0.0)
+        return Judged(clean, suggested, probability, 0.0)
     rows = embeddings[found]
     near, neighbours = neighbour_graph(rows, min(NEIGHBOURS, len(rows) - 1), exact_up_to)
     judgement = judge_labels(rows, labels[found], near, neighbours)
     clean[found] = judgement.clean_probability.to(clean)
     suggested[found] = judgement.suggested
     probability[found] = judgement.suggested_probability.to(clean)
-    return _Judged(clean, suggested, probability, judgement.noise_rate)
+    return Judged(clean, suggested, probability, judgement.noise_rate)
