@@ -158,8 +158,8 @@ FEW = ("Refract", "oracle of Refract", "no looks: all labels believed")
 # noise in words: kind, rate, rows
 NOISES = {
     "symmetric 50 %": ("symmetric", 0.5, tuple(VARIANTS)),
-    "as people gave them": ("given", None, tuple(VARIANTS)),
     "all labels right": ("none", None, (FEW[0], FEW[2])),
+    "as people gave them": ("given", None, tuple(VARIANTS)),
     "symmetric 80 %": ("symmetric", 0.8, FEW),
     "symmetric 20 %": ("symmetric", 0.2, FEW),
     "small cluster 50 %": ("small-cluster", 0.5, FEW),
