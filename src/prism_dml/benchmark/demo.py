@@ -45,7 +45,7 @@ RECIPES = {
 LEARNS_FROM = {
     "mcl": "believes every label",
     "prism-mcl": "judges each label as it learns, and leaves out those that look wrong",
-    "refract": "also puts right what is surely wrong",
+    "refract": "also puts right what is surely wrong, and learns by another loss",
     "oracle": "is told which labels are right, and learns from those alone",
 }
 LOOK = Augment("none")
@@ -110,7 +110,7 @@ def summarise(result: dict[str, Any]) -> str:
         f"{result['test_classes']} characters never seen in training, the nearest other image shows the same "
         f"character {_percent(score['mcl'])} of the time when all labels are believed (MCL), "
         f"{_percent(score['prism-mcl'])} with PRISM, {_percent(score['refract'])} with Refract, and "
-        f"{_percent(score['oracle'])} for the oracle, which is told which labels are right and learns from those "
+        f"{_percent(score['oracle'])} for MCL's oracle, which is told which labels are right and learns from those "
         "alone. "
     )
     if gap["refract"] is not None:
