@@ -18,7 +18,7 @@ PARTS = 16
 """Parts of the run, counted to say when the whole training set is judged."""
 
 LOOKS = (1, 2, 3, 4, 6, 8, 12)
-"""After so many parts. Early ones count most: what was learned from wrong labels stays. Each costs a forward pass."""
+"""After so many parts; dense early, when the most is learned. Each costs a forward pass."""
 
 APART = 0.5
 """Epochs from one look to the next, at least: in a run of few epochs looks would cost more than the training."""
@@ -30,7 +30,7 @@ SURE = 0.8
 """Probability from which on a class takes the place of a label that is believed to be wrong."""
 
 TEMPERATURE = 0.1
-"""Of the normalised softmax. At 0.05, usual where all labels are believed, features are worse to judge by."""
+"""Of the normalised softmax; 0.05 is usual where all labels are believed, and was worse here."""
 
 NEIGHBOURS, EXACT_UP_TO = 64, 5_000
 """Nearest neighbours that name the classes which a sample may belong to; on a CPU, of more samples nearly the nearest:
