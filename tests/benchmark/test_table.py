@@ -37,7 +37,7 @@ def finished(protocol_of, fields):
                 "clean_recall": [1.0, 0.75],
             }
             found = {"purity": 0.75, "wrong_found": 0.6, "estimated": 0.4 + place.seed / 10, "curves": curves}
-            results[place.job.key] |= found
+            results[place.job.key] |= found | {"auroc": 0.98}
     return protocol, places, results
 
 
@@ -56,8 +56,8 @@ def test_the_numbers(finished, tmp_path):
     assert rows["MCL"][:5] == ["2", "0.300 ± 0.141", "0.150 ± 0.071", "0.00 ± 0.00", "0.00 ± 0.00"]
     # (0.5 - 0.2) / (0.8 - 0.2) = 0.5 and (0.5 - 0.4) / (0.6 - 0.4) = 0.5, seed by seed
     assert rows["PRISM"][:3] == ["2", "**0.500 ± 0.000**", "**0.250 ± 0.000**"]
-    assert rows["PRISM"][3:8] == ["0.50 ± 0.00", "0.50 ± 0.00", "0.60 ± 0.00", "0.75 ± 0.00", "0.45 ± 0.07"]
-    assert rows["PRISM"][8] == "10"
+    assert rows["PRISM"][3:7] == ["0.50 ± 0.00", "0.50 ± 0.00", "0.60 ± 0.00", "0.75 ± 0.00"]
+    assert rows["PRISM"][7:] == ["0.980 ± 0.000", "0.45 ± 0.07", "10"]
     assert rows["Oracle"][1] == "0.700 ± 0.141" and rows["Oracle"][3] == "1.00 ± 0.00"
     assert rows["All clean"][3] == "1.83 ± 0.94"
     assert rows["Raw pixels"][:2] == ["", "0.300"]  # one run for both seeds
