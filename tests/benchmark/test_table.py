@@ -119,3 +119,22 @@ def test_pictures(finished, tmp_path):
 
 def test_spread():
     assert (spread([]), spread([0.5]), spread([0.25, 0.75], 2)) == ("", "0.500", "0.50 ± 0.35")
+
+
+def test_many_rows_are_drawn_one_below_the_other_and_only_those_of_several_rates_as_curves(
+    protocol_of, fields, tmp_path
+):
+    fields["rows"] = [{"name": f"row {i}", "method": "mcl"} for i in range(12)]
+    fields["grid"] = [
+        {"noise": "symmetric", "rate": 0.5},
+        {"noise": "symmetric", "rate": 0.2, "rows": ["row 3"]},
+    ]
+    protocol = protocol_of(fields)
+    places = grid_jobs(protocol, lambda data, row: {"lr": 1e-3 * (1 + int(row.name.split()[1]))})
+    results = {place.job.key: record(0.5) for place in places}
+    drawn = draw_plots(protocol, places, [], results, tmp_path)
+    assert [file.name for file in drawn] == [
+        "tiny_symmetric_precision.png",
+        "tiny_symmetric_precision_0.5.png",
+    ]
+    assert all(file.stat().st_size for file in drawn)

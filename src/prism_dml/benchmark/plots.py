@@ -24,6 +24,10 @@ DPI = 144
 Curve = tuple[list[float], list[float]]
 
 
+_CROWD = 8
+"""Rows that can be told apart in one place of a picture."""
+
+
 def draw_plots(
     protocol: Protocol,
     places: Sequence[Place],
@@ -33,7 +37,8 @@ def draw_plots(
 ) -> list[Path]:
     """Draw all pictures for which there are results.
 
-    For each data set and kind of noise Precision@1 against the rate, or row by row if there is but one; for each data
+    For each data set and kind of noise Precision@1 against the rate, or row by row if there is but one; where there are
+    many rows, both, and only rows of several rates against it; for each data
     set the Precision@1 on validation classes over training, of the tuning's chosen runs; for each data set and noise
     purity and recall of the kept labels over training.
 
@@ -79,16 +84,25 @@ def _precision(
     if len(contested) == 1:
         rate = contested.pop()
         return _ranking(file, f"{title}, {rate:.0%}", {name: values[name][rate] for name in values})
+    pictures: list[Path] = []
+    for rate in sorted(contested):
+        rows = {name: values[name][rate] for name in values if rate in values[name]}
+        if len(rows) > _CROWD:
+            place_of_rows = file.with_name(f"{file.stem}_{rate:g}.png")
+            pictures += _ranking(place_of_rows, f"{title}, {rate:.0%}", rows)
+    crowded = len(values) > _CROWD and any(len(rates) > 1 for rates in values.values())
     figure, (axes,) = _canvas(1)
     for name in sorted(values, key=order.__getitem__):
         rates = sorted(values[name])
+        if crowded and len(rates) == 1:  # no curve, and too many such points to be told apart
+            continue
         means = [mean(values[name][rate]) for rate in rates]
         spreads = [stdev(values[name][rate]) if len(values[name][rate]) > 1 else 0.0 for rate in rates]
         axes.errorbar(rates, means, spreads, label=name, capsize=2, **_look(order[name]))
     axes.set_title(f"{title}: retrieval on the test split", loc="left")
     axes.set_xlabel("Share of wrong labels (small cluster: of dissolved classes)")
     axes.set_ylabel("Precision@1")
-    return _write(figure, axes, file)
+    return _write(figure, axes, file) + pictures
 
 
 def _ranking(file: Path, title: str, values: dict[str, list[float]]) -> list[Path]:
