@@ -21,11 +21,9 @@ from prism_dml.files import replacing
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#7F7F7F")
 STYLES = (("-", "o"), ("--", "s"), ("-.", "^"), (":", "D"), ((0, (5, 1, 1, 1, 1, 1)), "v"))
 DPI = 144
+CROWD = 8
+"""Rows that can be told apart in one place of a picture, at most."""
 Curve = tuple[list[float], list[float]]
-
-
-_CROWD = 8
-"""Rows that can be told apart in one place of a picture."""
 
 
 def draw_plots(
@@ -37,10 +35,9 @@ def draw_plots(
 ) -> list[Path]:
     """Draw all pictures for which there are results.
 
-    For each data set and kind of noise Precision@1 against the rate, or row by row if there is but one; where there are
-    many rows, both, and only rows of several rates against it; for each data
-    set the Precision@1 on validation classes over training, of the tuning's chosen runs; for each data set and noise
-    purity and recall of the kept labels over training.
+    For each data set and kind of noise Precision@1 against the rate, or row by row if there is but one; of many rows
+    both, those of one rate row by row only. For each data set the Precision@1 on validation classes over training, of
+    the tuning's chosen runs; for each data set and noise purity and recall of the kept labels over training.
 
     Args:
         protocol: the comparison.
@@ -84,13 +81,13 @@ def _precision(
     if len(contested) == 1:
         rate = contested.pop()
         return _ranking(file, f"{title}, {rate:.0%}", {name: values[name][rate] for name in values})
-    pictures: list[Path] = []
+    rankings: list[Path] = []
     for rate in sorted(contested):
         rows = {name: values[name][rate] for name in values if rate in values[name]}
-        if len(rows) > _CROWD:
-            place_of_rows = file.with_name(f"{file.stem}_{rate:g}.png")
-            pictures += _ranking(place_of_rows, f"{title}, {rate:.0%}", rows)
-    crowded = len(values) > _CROWD and any(len(rates) > 1 for rates in values.values())
+        if len(rows) > CROWD:
+            ranking = file.with_name(f"{file.stem}_{rate:g}.png")
+            rankings += _ranking(ranking, f"{title}, {rate:.0%}", rows)
+    crowded = len(values) > CROWD and any(len(rates) > 1 for rates in values.values())
     figure, (axes,) = _canvas(1)
     for name in sorted(values, key=order.__getitem__):
         rates = sorted(values[name])
@@ -102,7 +99,7 @@ def _precision(
     axes.set_title(f"{title}: retrieval on the test split", loc="left")
     axes.set_xlabel("Share of wrong labels (small cluster: of dissolved classes)")
     axes.set_ylabel("Precision@1")
-    return _write(figure, axes, file) + pictures
+    return _write(figure, axes, file) + rankings
 
 
 def _ranking(file: Path, title: str, values: dict[str, list[float]]) -> list[Path]:
