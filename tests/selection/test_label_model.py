@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prism_dml.selection.candidates import DRAWN, find_candidates, weigh_candidates
-from prism_dml.selection.cross_fit import FOLDS, deal
+from prism_dml.selection.cross_fit import FOLDS, deal, judge_labels
 from prism_dml.selection.discriminant import ball_density, class_sums, whiten
 from prism_dml.selection.label_model import LabelModel, Posterior
 
@@ -131,6 +131,25 @@ def test_many_classes_have_not():
     model = LabelModel(5)
     model.fit(evidence)
     assert model.flips is None
+
+
+@pytest.mark.parametrize("classes, each", [(4, 12), (8, 12), (10, 30), (20, 10)])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_few_clear_samples_tell_the_rate(classes: int, each: int, seed: int):
+    """More neighbours than a class has members, more components than samples, everything about equally clear."""
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.arange(classes).repeat(each)
+    rows = 1.5 * torch.randn(classes, 128, generator=generator)[truth]
+    rows = torch.nn.functional.normalize(rows + torch.randn(len(truth), 128, generator=generator), dim=1)
+    wrong = torch.randperm(len(truth), generator=generator) < 0.3 * len(truth)
+    shift = torch.randint(1, classes, (len(truth),), generator=generator)
+    labels = torch.where(wrong, (truth + shift) % classes, truth)
+    cosines = (rows @ rows.T).fill_diagonal_(-math.inf)
+    near = cosines.topk(min(64, len(rows) - 1), dim=1)
+    found = judge_labels(rows, labels, near.values, near.indices)
+    assert found.noise_rate == pytest.approx(float(wrong.float().mean()), abs=0.02)
+    assert ((found.clean_probability < 0.5) == wrong).float().mean() > 0.95
+    assert judge_labels(rows, truth, near.values, near.indices).noise_rate < 0.02
 
 
 def test_folds_are_even_and_split_every_class():

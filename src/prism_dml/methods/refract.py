@@ -14,11 +14,9 @@ from prism_dml.retrieval import neighbour_graph
 from prism_dml.selection import Selection
 from prism_dml.selection.cross_fit import judge_labels
 
-PARTS = 16
-"""Parts of the run, counted to say when the whole training set is judged."""
-
-LOOKS = (1, 2, 3, 4, 6, 8, 12)
-"""After so many parts; dense early, when the most is learned. Each costs a forward pass."""
+PARTS, FIRST = 16, 2
+"""The first look comes after a sixteenth of the run, or after two epochs where that is earlier: of few images, wrong
+labels are soon known by heart."""
 
 APART = 0.5
 """Epochs from one look to the next, at least: in a run of few epochs looks would cost more than the training."""
@@ -89,14 +87,14 @@ class Refract(ProxyMethod):
         return normalised_softmax(data, self.embedding_dim, TEMPERATURE)
 
     def look_every(self, epoch: int, steps: int) -> int:
-        """A sixteenth of the run; `on_epoch_start` is told here how many of them lie between two looks."""
-        part = max(1, steps // PARTS)
+        """Steps to the first look; `on_epoch_start` is told here how many times that lie between two looks."""
+        part = min(math.ceil(steps / PARTS), FIRST * epoch)
         self._apart = math.ceil(APART * epoch / part)
         return part
 
     def on_epoch_start(self, embed_all: EmbedAll) -> None:
         """Judge all labels, if it is time to."""
-        if int(self.parts) in LOOKS and self.parts - self.looked >= self._apart:
+        if _is_look(int(self.parts)) and self.parts - self.looked >= self._apart:
             self.looked.copy_(self.parts)
             embeddings = embed_all(self.embedder)
             labels = self.data.labels.to(embeddings.device)
@@ -142,6 +140,11 @@ class RefractOracle(Refract):
     name = "refract-oracle"
     summary = "refract on the truly clean samples (needs the true labels)"
     clean_only = True
+
+
+def _is_look(parts: int) -> bool:
+    """Whether all is judged after so many parts: 1, 2, 3, 4, 6, 8, 12, 16, ...; dense early, when most is learned."""
+    return parts in (1, 2, 3) or (parts > 3 and parts % 2 == 0 and _is_look(parts // 2))
 
 
 def _judge(embeddings: Tensor, labels: Tensor, exact_up_to: int | None = None) -> Judged:

@@ -11,8 +11,10 @@ from torch.nn.functional import softplus
 
 from prism_dml.selection.candidates import DRAWN, ClassEvidence
 
-_PRIOR = (0.5, -3.0)  # of the parameters, below; of a Gaussian as wide as sqrt(1 / _STRENGTH)
-_STRENGTH = 0.2
+# Of the parameters b and r, below: the middle of a Gaussian prior, and one over its variance. b is held to what it is
+# where densities are right: of few samples that are all about equally clear, "all are hard", b near 0, explains wrong
+# labels as well as r does.
+_PRIOR, _STRENGTH = (0.5, -3.0), (1.0, 0.2)
 _FLIP_STRENGTH = (
     5.0  # of the prior of each flip's logarithm: as if seen some five times as often as any other
 )
@@ -140,9 +142,9 @@ class LabelModel:
         return evidence[slice(None, None, step)]
 
     def _loss(self, parameters: Tensor, flips: Tensor | None, evidence: ClassEvidence) -> Tensor:
-        prior = torch.tensor(_PRIOR, dtype=parameters.dtype)
+        prior, strength = (torch.tensor(pair, dtype=parameters.dtype) for pair in (_PRIOR, _STRENGTH))
         _, label, _ = self._joint(parameters, flips, evidence)
-        penalty = _STRENGTH / 2 * ((parameters - prior) ** 2).sum()
+        penalty = (strength * (parameters - prior) ** 2).sum() / 2
         if flips is not None:
             penalty = penalty + _FLIP_STRENGTH / 2 * (flips**2).sum()
         return penalty / len(label) - label.log().mean()
