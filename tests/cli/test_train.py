@@ -72,6 +72,18 @@ def test_mistakes_are_one_line(prism, noisy_list, tmp_path, options, message):
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--noise-rate", "0.3"), "estimates the noise rate itself"),
+        (("--method", "prism-mcl", "--similarity", "proxy"), "needs a loss with proxies"),
+    ],
+)
+def test_settings_that_a_method_refuses_are_named_before_data_are_read(prism, tmp_path, options, message):
+    status, _, error = prism("train", tmp_path / "nowhere", "--out", tmp_path / "run", *options)
+    assert status == 2 and message in error and error.count("\n") == 1
+
+
 def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(noisy_list, tmp_path):
     """SIGTERM, as a queue sends it, once the first lines of the log are there."""
     assert len(read_table(noisy_list)) == 28

@@ -57,8 +57,13 @@ class Method(nn.Module):
     rounds: ClassVar[int] = 1
     """How many times the budget of steps is trained; the last round trains `embedder`."""
 
+    @classmethod
+    def check(cls, config: MethodConfig) -> None:
+        """Say what is wrong with the settings before an image is read; ValueError."""
+
     def __init__(self, embedder: Embedder, data: TrainingSet, config: MethodConfig) -> None:
         super().__init__()
+        self.check(config)
         self.embedder = embedder
         self.embedding_dim = int(embedder.config["embedding_dim"])
         self.data = data

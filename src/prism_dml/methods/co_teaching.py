@@ -29,12 +29,14 @@ class CoTeaching(Method):
     classifier: ClassVar[type[Classifier]] = Classifier
     epochs: Tensor
 
+    @classmethod
+    def check(cls, config: MethodConfig) -> None:
+        """ValueError without a noise rate."""
+        if config.noise_rate == "auto":
+            raise ValueError(f'method "{cls.name}" cannot estimate the noise rate: give it, --noise-rate 0.3')
+
     def __init__(self, embedder: Embedder, data: TrainingSet, config: MethodConfig) -> None:
         super().__init__(embedder, data, config)
-        if config.noise_rate == "auto":
-            raise ValueError(
-                f'method "{self.name}" cannot estimate the noise rate: give it, --noise-rate 0.3'
-            )
         self.noise_rate, self.rise_epochs = float(config.noise_rate), float(config.rise_epochs)
         self.peer = embedder.sibling()
         weights = [self.classifier.draw(data.num_classes, self.embedding_dim, seed) for seed in (0, 1)]

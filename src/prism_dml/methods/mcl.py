@@ -65,9 +65,13 @@ class PrismMCL(MCL):
     summary = "memory contrastive loss on the samples that PRISM trusts"
     selects = True
 
-    def _remember(self, data: TrainingSet, config: MethodConfig) -> None:
+    @classmethod
+    def check(cls, config: MethodConfig) -> None:
+        """ValueError with a similarity to proxies."""
         if config.similarity == "proxy":
-            raise ValueError(f'similarity "proxy" needs a loss with proxies, which "{self.name}" has not')
+            raise ValueError(f'similarity "proxy" needs a loss with proxies, which "{cls.name}" has not')
+
+    def _remember(self, data: TrainingSet, config: MethodConfig) -> None:
         self.selector = make_selector(data, self.embedding_dim, config)
         self.bank = self.selector.bank
 

@@ -19,9 +19,14 @@ class PrismPrototypes(PrismMCL):
     name = "prism-prototypes"
     summary = "prism-mcl that also learns from rejected samples, by prototypes instead of their labels"
 
-    def __init__(self, embedder: Embedder, data: TrainingSet, config: MethodConfig) -> None:
+    @classmethod
+    def check(cls, config: MethodConfig) -> None:
+        """ValueError with a memory in shares, or a similarity to proxies."""
+        super().check(config)
         if config.shard_bank:
-            raise ValueError(f'shard_bank: "{self.name}" looks for neighbours in the whole memory')
+            raise ValueError(f'shard_bank: "{cls.name}" looks for neighbours in the whole memory')
+
+    def __init__(self, embedder: Embedder, data: TrainingSet, config: MethodConfig) -> None:
         super().__init__(embedder, data, config)
         self.attraction = PrototypeLoss()
 

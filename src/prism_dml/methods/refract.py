@@ -69,12 +69,16 @@ class Refract(ProxyMethod):
     parts: Tensor
     looked: Tensor
 
-    def __init__(self, embedder: Embedder, data: TrainingSet, config: MethodConfig) -> None:
+    @classmethod
+    def check(cls, config: MethodConfig) -> None:
+        """ValueError with a noise rate."""
         if config.noise_rate != "auto":
             raise ValueError(
-                f'method "{self.name}" estimates the noise rate itself: leave it at auto, or take a method that can be '
+                f'method "{cls.name}" estimates the noise rate itself: leave it at auto, or take a method that can be '
                 "told, such as prism-mcl"
             )
+
+    def __init__(self, embedder: Embedder, data: TrainingSet, config: MethodConfig) -> None:
         super().__init__(embedder, data, config)
         self.register_buffer("trusted", torch.ones(data.num_samples, dtype=torch.bool))  # labels as given
         self.register_buffer("believed", data.labels.clone())  # (N,) labels to learn from, -1: none

@@ -78,6 +78,7 @@ def train(
     """
     out = Path(out)
     method_class = find_method(config.method)
+    method_class.check(config)
     if not resume and ((out / "run.json").exists() or (out / FILE).exists()):
         raise ValueError(f"{out} already holds a run: take another folder, or go on with --resume")
     if config.devices > 1 and not is_launched():
