@@ -44,7 +44,12 @@ class NormalisedSoftmax(ProxyMethod):
     summary = "normalised softmax, all labels believed"
 
     def _criterion(self, data: TrainingSet, config: MethodConfig) -> nn.Module:
-        return normalised_softmax(data, self.embedding_dim, temperature=0.05)
+        return LibraryLoss(
+            NormalizedSoftmaxLoss,
+            num_classes=data.num_classes,
+            embedding_size=self.embedding_dim,
+            temperature=0.05,
+        )
 
 
 class ProxyNCA(ProxyMethod):
@@ -90,13 +95,3 @@ class SubCentreArcFace(ProxyMethod):
             scale=64,
             sub_centers=3,
         )
-
-
-def normalised_softmax(data: TrainingSet, embedding_dim: int, temperature: float) -> nn.Module:
-    """Cross-entropy of the cosines to one trained weight (D,) for each class, over a temperature above 0."""
-    return LibraryLoss(
-        NormalizedSoftmaxLoss,
-        num_classes=data.num_classes,
-        embedding_size=embedding_dim,
-        temperature=temperature,
-    )

@@ -1,4 +1,4 @@
-"""Refract: judge the whole training set a few times, believe what is right, put right what is surely wrong."""
+"""Refract: judge the whole training set a few times, and learn doubtful labels as the probabilities that they are."""
 
 import math
 from typing import NamedTuple
@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from prism_dml.methods.base import EmbedAll, StepResult, TrainingSet
+from prism_dml.methods.base import EmbedAll, Method, StepResult, TrainingSet
+from prism_dml.methods.classifier import CosineClassifier
 from prism_dml.methods.config import MethodConfig
-from prism_dml.methods.proxy import ProxyMethod, normalised_softmax
 from prism_dml.models.embedder import Embedder
 from prism_dml.retrieval import neighbour_graph
 from prism_dml.selection import Selection
@@ -24,15 +24,11 @@ APART = 0.5
 BELIEVED = 0.5
 """Probability of being right from which on a label is believed as given."""
 
-SURE = 0.8
-"""Probability from which on a class takes the place of a label that is believed to be wrong."""
-
-TEMPERATURE = 0.1
-"""Of the normalised softmax; 0.05 is usual where all labels are believed, and was worse here."""
-
 NEIGHBOURS, EXACT_UP_TO = 64, 5_000
 """Nearest neighbours that name the classes which a sample may belong to; on a CPU, of more samples nearly the nearest:
 they only propose."""
+
+_LEAST_WEIGHT = 1e-6  # of a batch, that a mean over nothing is 0
 
 
 class Judged(NamedTuple):
@@ -44,15 +40,21 @@ class Judged(NamedTuple):
     rate: float
 
 
-class Refract(ProxyMethod):
-    """Normalised softmax on labels that are judged, and partly put right, as the embedding learns.
+class WarmClassifier(CosineClassifier):
+    """The normalised softmax at the temperature 0.1: 0.05, usual where all labels are believed, was worse here."""
 
-    All labels are believed for the first sixteenth of the run. Then, and up to six times more (`LOOKS`), the whole
-    training set is embedded without augmentation and every label judged by the class means of the others that are
-    trusted, leave-one-out and in folds (`judge_labels`): calibrated probabilities, and the share of wrong labels, come
-    from the likelihood of the given labels. A label that is more likely right than wrong is believed; else a class with
-    a probability of 0.8 or more takes its place; else the sample is not learned from until it is judged again. No noise
-    rate, and no memory of embeddings.
+    TEMPERATURE = 0.1
+
+
+class Refract(Method):
+    """Normalised softmax on labels that are judged, and put right as far as is known, as the embedding learns.
+
+    All labels are believed at first. After a sixteenth of the run, or two epochs where that is earlier, and then ever
+    more rarely, the whole training set is embedded without augmentation and every label judged by the class means of
+    the others that are trusted, leave-one-out and in folds (`judge_labels`): calibrated probabilities, and the share of
+    wrong labels, come from the likelihood of the given labels. A label that is more likely right than wrong is
+    believed; else the sample is learned under both the given label and the most probable other one, each weighed by its
+    probability. No noise rate, and no memory of embeddings.
 
     A step costs O(B.C.D) beside the network. A look costs a forward pass of the N samples, and O(N^1.5.D) time for
     their neighbours, on an accelerator O(N^2.D).
@@ -61,10 +63,11 @@ class Refract(ProxyMethod):
     """
 
     name = "refract"
-    summary = "normalised softmax; labels are judged a few times in a run, and put right where that is sure"
+    summary = "normalised softmax; labels are judged a few times in a run, and put right as far as is known"
     selects = True
     trusted: Tensor
-    believed: Tensor
+    targets: Tensor
+    weights: Tensor
     rate: Tensor
     parts: Tensor
     looked: Tensor
@@ -80,15 +83,21 @@ class Refract(ProxyMethod):
 
     def __init__(self, embedder: Embedder, data: TrainingSet, config: MethodConfig) -> None:
         super().__init__(embedder, data, config)
+        self.class_weights = WarmClassifier.draw(data.num_classes, self.embedding_dim, seed=0)
+        twice = data.labels[:, None].repeat(1, 2)
         self.register_buffer("trusted", torch.ones(data.num_samples, dtype=torch.bool))  # labels as given
-        self.register_buffer("believed", data.labels.clone())  # (N,) labels to learn from, -1: none
+        self.register_buffer("targets", twice)  # (N, 2) the given label, and another
+        self.register_buffer(
+            "weights", torch.tensor([[1.0, 0.0]]).repeat(data.num_samples, 1)
+        )  # (N, 2) of these
         self.register_buffer("rate", torch.zeros(()))
         self.register_buffer("parts", torch.zeros((), dtype=torch.long))  # finished so far
         self.register_buffer("looked", torch.full((), -PARTS))  # after so many of them the last look was
         self._apart = 1  # parts
 
-    def _criterion(self, data: TrainingSet, config: MethodConfig) -> nn.Module:
-        return normalised_softmax(data, self.embedding_dim, TEMPERATURE)
+    def proxies(self) -> list[nn.Parameter]:
+        """The class weights."""
+        return [self.class_weights]
 
     def look_every(self, epoch: int, steps: int) -> int:
         """Steps to the first look; `on_epoch_start` is told here how many times that lie between two looks."""
@@ -107,17 +116,21 @@ class Refract(ProxyMethod):
 
     def _believe(self, judged: Judged, labels: Tensor) -> None:
         """Decide what the next steps learn from, by a judgement on the given labels (N,)."""
-        trusted, sure = judged.clean >= BELIEVED, judged.probability >= SURE
+        trusted = judged.clean >= BELIEVED
+        other = torch.where(judged.suggested == labels, 0, judged.probability)
         self.trusted.copy_(trusted)
-        self.believed.copy_(torch.where(trusted, labels, torch.where(sure, judged.suggested, -1)))
+        self.targets.copy_(torch.stack([labels, judged.suggested], dim=1))
+        self.weights[:, 0] = torch.where(trusted, 1, judged.clean)
+        self.weights[:, 1] = torch.where(trusted, 0, other)
         self.rate.fill_(judged.rate)
 
     def forward(self, images: Tensor, labels: Tensor, index: Tensor) -> StepResult:
-        """Learn from all that is believed of a batch; `kept` are the labels believed as given."""
-        embeddings = self.embedder(images)  # (B, D)
-        believed = self.believed[index]
-        known = believed >= 0
-        return StepResult(self.criterion(embeddings[known], believed[known]), self.trusted[index])
+        """Learn from a batch as far as it is believed; `kept` are the labels believed as given."""
+        classifier = WarmClassifier(self.embedder, self.class_weights)
+        chances = classifier(images).log_softmax(dim=1).gather(1, self.targets[index])  # (B, 2)
+        weights = self.weights[index]
+        loss = -(weights * chances).sum() / weights.sum().clamp(min=_LEAST_WEIGHT)
+        return StepResult(loss, self.trusted[index])
 
     def judge(self, embeddings: Tensor, labels: Tensor, index: Tensor) -> tuple[Selection, float]:
         """Judge the whole training set as the looks do; see `Method.judge`."""
