@@ -45,7 +45,7 @@ RECIPES = {
 LEARNS_FROM = {
     "mcl": "believes every label",
     "prism-mcl": "judges each label as it learns, and leaves out those that look wrong",
-    "refract": "also puts right what is surely wrong, and learns by another loss",
+    "refract": "also puts right what is probably wrong, and learns by another loss",
     "oracle": "is told which labels are right, and learns from those alone",
 }
 LOOK = Augment("none")

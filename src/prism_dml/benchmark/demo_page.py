@@ -112,7 +112,7 @@ def write_page(out: Path, result: dict[str, Any], learn: ImageTable, summary: st
         "retrieval-mcl": "All labels believed (MCL): queries, drawn at random among unseen characters, "
         "and their nearest images.",
         "retrieval-prism-mcl": "With PRISM, which leaves out what looks wrong: the same queries.",
-        "retrieval-refract": "With Refract, which also puts right what is surely wrong.",
+        "retrieval-refract": "With Refract, which also puts right what is probably wrong.",
         "retrieval-oracle": "The oracle, which is told the truth.",
         "clean_probability": "What Refract, once trained, thinks of each training label; which of them are wrong "
         "it never knew.",
