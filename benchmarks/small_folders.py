@@ -88,8 +88,9 @@ def write_table(out: Path, results: list[dict]) -> None:
     ]
     lines += [
         f"Photographs of Grocery, {RATE:.0%} of the labels wrong at random, from scratch, {STEPS} steps, settings as "
-        "`prism train` has them; mean ± standard deviation over the seeds. Retrieval among the images of the test split, whose "
-        "classes are not in training; AUROC, purity and clean recall are of the judgement when training ends.",
+        "`prism train` has them; mean ± standard deviation over the seeds. Retrieval among the images of the test "
+        "split, whose classes are not in training; AUROC, purity and clean recall are of the judgement when training "
+        "ends.",
         "",
         *sorted({f"- {r['machine']}" for r in results}),
         "",
