@@ -157,7 +157,7 @@ class OnMemory(OneLabelWhereSure):
 
 def every(parts: int) -> dict:
     """Looks after equal parts of the run."""
-    return {"PARTS": parts, "_is_look": lambda part: part > 0}
+    return {"PARTS": parts, "FIRST": 10**9, "_is_look": lambda part: part > 0}
 
 
 NO_LOOKS = {"_is_look": lambda part: False}

@@ -133,23 +133,37 @@ def test_many_classes_have_not():
     assert model.flips is None
 
 
-@pytest.mark.parametrize("classes, each", [(4, 12), (8, 12), (10, 30), (20, 10)])
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_few_clear_samples_tell_the_rate(classes: int, each: int, seed: int):
-    """More neighbours than a class has members, more components than samples, everything about equally clear."""
+def made_wrong(classes: int, each: int, clearness: float, seed: int):
+    """Embeddings in classes, 30 % of their labels made wrong: rows, truth, labels, similarities, neighbours."""
     generator = torch.Generator().manual_seed(seed)
     truth = torch.arange(classes).repeat(each)
-    rows = 1.5 * torch.randn(classes, 128, generator=generator)[truth]
+    rows = clearness * torch.randn(classes, 128, generator=generator)[truth]
     rows = torch.nn.functional.normalize(rows + torch.randn(len(truth), 128, generator=generator), dim=1)
     wrong = torch.randperm(len(truth), generator=generator) < 0.3 * len(truth)
     shift = torch.randint(1, classes, (len(truth),), generator=generator)
     labels = torch.where(wrong, (truth + shift) % classes, truth)
-    cosines = (rows @ rows.T).fill_diagonal_(-math.inf)
-    near = cosines.topk(min(64, len(rows) - 1), dim=1)
-    found = judge_labels(rows, labels, near.values, near.indices)
+    near = (rows @ rows.T).fill_diagonal_(-math.inf).topk(min(64, len(rows) - 1), dim=1)
+    return rows, truth, labels, near.values, near.indices
+
+
+@pytest.mark.parametrize("classes, each", [(4, 12), (4, 30), (8, 12), (10, 30)])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_few_clear_samples_tell_the_rate(classes: int, each: int, seed: int):
+    """The neighbours are most of the data, there are more components than samples, all is about equally clear."""
+    rows, truth, labels, *near = made_wrong(classes, each, 1.5, seed)
+    found, wrong = judge_labels(rows, labels, *near), labels != truth
     assert found.noise_rate == pytest.approx(float(wrong.float().mean()), abs=0.02)
     assert ((found.clean_probability < 0.5) == wrong).float().mean() > 0.95
-    assert judge_labels(rows, truth, near.values, near.indices).noise_rate < 0.02
+    assert judge_labels(rows, truth, *near).noise_rate < 0.02
+
+
+@pytest.mark.parametrize("classes, each", [(100, 10), (40, 20)])
+def test_many_small_classes_hardly_apart(classes: int, each: int):
+    rows, truth, labels, *near = made_wrong(classes, each, 0.3, 0)
+    found, right = judge_labels(rows, labels, *near), labels == truth
+    assert found.noise_rate == pytest.approx(0.3, abs=0.1)
+    better = found.clean_probability[right][:, None] > found.clean_probability[~right]
+    assert better.float().mean() > 0.86, "AUROC"
 
 
 def test_folds_are_even_and_split_every_class():

@@ -87,6 +87,7 @@ def test_the_same_seed_gives_the_same_run(method: str, table, settings, tmp_path
         ({"method": "f-correction", "steps": 7}, (3, 4, 5)),
         ({"method": "sub-centre-arcface", "precision": "bf16-mixed"}, (6,)),
         ({"method": "knn-denoising"}, (9,)),
+        ({"method": "refract", "precision": "bf16-mixed", "noise_rate": "auto"}, (3, 9)),
         ({"method": "prism-prototypes", "noise_rate": "auto", "bank_size": 20}, (8,)),
     ],
 )

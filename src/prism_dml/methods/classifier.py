@@ -50,4 +50,5 @@ class CosineClassifier(Classifier):
         """See the class; float32 under autocast too."""
         embeddings = self.embedder(images)  # (B, D)
         with torch.autocast(embeddings.device.type, enabled=False):
-            return linear(embeddings, normalize(self.weights, dim=1)) / self.TEMPERATURE
+            weights = normalize(self.weights.to(embeddings.dtype), dim=1)
+            return linear(embeddings, weights) / self.TEMPERATURE

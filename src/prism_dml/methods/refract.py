@@ -1,4 +1,4 @@
-"""Refract: judge the whole training set a few times, and learn doubtful labels as the probabilities that they are."""
+"""Refract: judge the whole training set a few times, and learn a doubtful label by the probability that it is right."""
 
 import math
 from typing import NamedTuple
@@ -53,8 +53,8 @@ class Refract(Method):
     more rarely, the whole training set is embedded without augmentation and every label judged by the class means of
     the others that are trusted, leave-one-out and in folds (`judge_labels`): calibrated probabilities, and the share of
     wrong labels, come from the likelihood of the given labels. A label that is more likely right than wrong is
-    believed; else the sample is learned under both the given label and the most probable other one, each weighed by its
-    probability. No noise rate, and no memory of embeddings.
+    believed; else the sample is learned under the given label and, if that is another, under the most probable one,
+    each weighed by its probability. No noise rate, and no memory of embeddings.
 
     A step costs O(B.C.D) beside the network. A look costs a forward pass of the N samples, and O(N^1.5.D) time for
     their neighbours, on an accelerator O(N^2.D).
@@ -86,7 +86,7 @@ class Refract(Method):
         self.class_weights = WarmClassifier.draw(data.num_classes, self.embedding_dim, seed=0)
         twice = data.labels[:, None].repeat(1, 2)
         self.register_buffer("trusted", torch.ones(data.num_samples, dtype=torch.bool))  # labels as given
-        self.register_buffer("targets", twice)  # (N, 2) the given label, and another
+        self.register_buffer("targets", twice)  # (N, 2) the given label, the most probable one
         self.register_buffer(
             "weights", torch.tensor([[1.0, 0.0]]).repeat(data.num_samples, 1)
         )  # (N, 2) of these
@@ -100,7 +100,7 @@ class Refract(Method):
         return [self.class_weights]
 
     def look_every(self, epoch: int, steps: int) -> int:
-        """Steps to the first look; `on_epoch_start` is told here how many times that lie between two looks."""
+        """Steps to the first look; `on_epoch_start` is told here how many of these lie between two looks."""
         part = min(math.ceil(steps / PARTS), FIRST * epoch)
         self._apart = math.ceil(APART * epoch / part)
         return part

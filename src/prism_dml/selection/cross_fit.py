@@ -26,7 +26,10 @@ _HEAP = (
     5  # members of which one has to win for the class to be believed in; there are chance winners among many
 )
 _FIRST = 10_000  # samples that the first model is fitted to
-_LEAST_NEIGHBOURS = 3  # whose agreement says how far a sample counts; at most half of a class's members
+_NEAR, _LEAST_NEIGHBOURS = (
+    1 / 8,
+    3,
+)  # share of the data, or number, whose agreement says how far a sample counts
 _RARELY = 1 / 20  # of the wins that its members would have elsewhere: a class that hardly ever wins
 
 
@@ -70,9 +73,9 @@ def judge_labels(
     Source: PRISM (Liu et al., CVPR 2021) for trust by leave-one-out similarity; the model and the folds are ours.
     """
     # The spread within classes, as those see it whose neighbours agree with them: wrong labels would stretch it in just
-    # the directions that tell classes apart, each in favour of itself. More neighbours than a class has members would
-    # agree with everyone alike.
-    few = max(_LEAST_NEIGHBOURS, len(labels) // (2 * len(torch.unique(labels))))
+    # the directions that tell classes apart, each in favour of itself. Where the neighbours are much of the data, all
+    # have the same agreement, so it is asked of the nearest ones then.
+    few = max(_LEAST_NEIGHBOURS, int(_NEAR * len(labels)))
     agreement = (labels[neighbours[:, :few]] == labels[:, None]).float().mean(dim=1)
     whitened = whiten(embeddings, labels, agreement)
     candidates = find_candidates(labels, similarities, neighbours)
