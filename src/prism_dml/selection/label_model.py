@@ -11,9 +11,9 @@ from torch.nn.functional import softplus
 
 from prism_dml.selection.candidates import DRAWN, ClassEvidence
 
-# Of the parameters b (before softplus) and r, below: the middle of a Gaussian prior, and one over its variance. b is held
-# to a slope of about 1, as where densities are right: of few samples that are all about equally clear, "all are hard", a
-# slope near 0, explains wrong labels as well as r does.
+# Of the parameters b (before softplus) and r, below: the middle of a Gaussian prior, and one over its variance. b is
+# held to a slope of about 1, as where densities are right: of few samples that are all about equally clear, "all are
+# hard", a slope near 0, explains wrong labels as well as r does.
 _PRIOR, _STRENGTH = (0.5, -3.0), (1.0, 0.2)
 _FLIP_STRENGTH = (
     5.0  # of the prior of each flip's logarithm: as if seen some five times as often as any other
