@@ -3,8 +3,8 @@
     PRISM_DATA=folder python benchmarks/noise_recovery.py --out benchmarks/noise_recovery [--workers 2] [--only grocery]
 
 Needs omniglot, grocery and cifar100_sub.parquet in $PRISM_DATA. A finished run is one line of results.jsonl and is not
-run again, so that a run that was cut short goes on. The recipe (RECIPES) is one for all rows of a data set, but for
-the learning rates of Refract (RATES), whose loss is another; nothing is chosen on the test split: the last checkpoint is
+run again, so that a run that was cut short goes on. The recipe (RECIPES) is one for all rows of a data set, but for the
+learning rates of Refract (RATES), whose loss is another; nothing is chosen on the test split: the last checkpoint is
 evaluated.
 """
 

@@ -4,8 +4,8 @@
 
 Needs grocery.parquet in $PRISM_DATA. Of its training split so many classes and images of each are drawn, 30 % of the
 labels are made wrong, and each method is trained from scratch with the settings that `prism train` has by default, but
-for 1,000 steps, in bf16, without validation; tested on the whole test split, whose classes are not in training. A finished run is one line of
-results.jsonl and is not run again.
+for 1,000 steps, in bf16, without validation; tested on the whole test split, whose classes are not in training. A
+finished run is one line of results.jsonl and is not run again.
 """
 
 import argparse
@@ -88,9 +88,9 @@ def write_table(out: Path, results: list[dict]) -> None:
     ]
     lines += [
         f"Photographs of Grocery, {RATE:.0%} of the labels wrong at random, from scratch, {STEPS} steps, bf16, no "
-        "validation, else the settings of `prism train`; mean ± standard deviation over the seeds. Retrieval among the images of the test "
-        "split, whose classes are not in training; AUROC, purity and clean recall are of the judgement when training "
-        "ends.",
+        "validation, else the settings of `prism train`; mean ± standard deviation over the seeds. Retrieval among the "
+        "images of the test split, whose classes are not in training; AUROC, purity and clean recall are of the "
+        "judgement when training ends.",
         "",
         *sorted({f"- {r['machine']}" for r in results}),
         "",

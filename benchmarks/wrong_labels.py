@@ -163,8 +163,8 @@ def write_table(out: Path, results: list[dict]) -> None:
     lines += [
         f"Python {platform.python_version()}, torch {torch.__version__}, prism-dml {prism_dml.__version__}, "
         f"{os.cpu_count()} CPU cores. Mean ± standard deviation over the seeds. All methods are given the same "
-        f"embeddings, in shuffled order; the calibration error is over 15 equally wide bins. Rows were run at different "
-        "times, some on a busy machine: seconds tell no more than the order of magnitude.",
+        f"embeddings, in shuffled order; the calibration error is over 15 equally wide bins. Rows were run at "
+        "different times, some on a busy machine: seconds tell no more than the order of magnitude.",
         "",
     ]
     for data, kind, rate in GRID:
