@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from resumed import read_results, run_all
 
 import prism_dml
 from prism_dml.benchmark.machine import device_name
+from prism_dml.benchmark.table import spread
 from prism_dml.data import Augment, ImageTable, corrupt_table, open_images, read_table
 from prism_dml.models import load
 from prism_dml.retrieval import retrieval_metrics
@@ -87,14 +88,8 @@ GRIDS = {
 }
 
 HEADER = ["noise", "row", "seeds", "P@1", "MAP@R", "gap closed, P@1", "gap closed, MAP@R", "noise estimated"]
-HEADER += [
-    "judged at the end: purity",
-    "clean recall",
-    "AUROC",
-    "last decisions: purity",
-    "clean recall",
-    "s/run",
-]
+HEADER += ["judged at the end: purity", "clean recall", "AUROC"]
+HEADER += ["last decisions: purity", "clean recall", "s/run"]
 
 
 def read(data: str) -> ImageTable:
@@ -176,18 +171,24 @@ def write_table(out: Path, results: list[dict], command: str) -> None:
 
 
 def columns(runs: list[dict], mine: list[dict]) -> list[str]:
-    judged = [r["result"].get("judgement") for r in runs]
+    results = [r["result"] for r in runs]
+    judged = [result.get("judgement") or {} for result in results]
+    decided = [result["last_decisions"] for result in results]
+
+    def of(facts: list[dict], name: str) -> str:
+        return spread([f[name] for f in facts if f.get(name) is not None])
+
     return [
-        spread([r["precision_at_1"] for r in runs]),
-        spread([r["map_at_r"] for r in runs]),
+        of(runs, "precision_at_1"),
+        of(runs, "map_at_r"),
         gap("precision_at_1", runs, mine),
         gap("map_at_r", runs, mine),
-        spread([r["result"].get("noise_rate_estimate") for r in runs]),
-        spread([j and j["purity"] for j in judged]),
-        spread([j and j["clean_recall"] for j in judged]),
-        spread([j and j.get("auroc") for j in judged]),
-        spread([r["result"]["last_decisions"].get("purity") for r in runs]),
-        spread([r["result"]["last_decisions"].get("clean_recall") for r in runs]),
+        of(results, "noise_rate_estimate"),
+        of(judged, "purity"),
+        of(judged, "clean_recall"),
+        of(judged, "auroc"),
+        of(decided, "purity"),
+        of(decided, "clean_recall"),
         f"{np.mean([r['seconds'] for r in runs]):.0f}",
     ]
 
@@ -205,17 +206,8 @@ def gap(metric: str, runs: list[dict], mine: list[dict]) -> str:
     seeds = set.intersection(*(set(found) for found in of_row.values()))
     if row in REFRACT or rate == 0 or not seeds:
         return ""
-    low, reached, high = (
-        mean(found[seed] for seed in seeds) for found in (of_row["MCL"], of_row[row], of_row["oracle"])
-    )
+    low, reached, high = (mean(of_row[name][seed] for seed in seeds) for name in ("MCL", row, "oracle"))
     return f"{(reached - low) / (high - low):.2f}"
-
-
-def spread(values: list, digits: int = 3) -> str:
-    values = [v for v in values if v is not None]
-    if not values:
-        return ""
-    return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def main() -> None:

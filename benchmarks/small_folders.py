@@ -13,13 +13,14 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import numpy as np
 import torch
 from resumed import read_results, run_all
 
 from prism_dml.benchmark.machine import device_name, versions
+from prism_dml.benchmark.table import spread
 from prism_dml.data import Augment, corrupt_table, open_images, read_table
 from prism_dml.models import load
 from prism_dml.retrieval import retrieval_metrics
@@ -105,19 +106,14 @@ def write_table(out: Path, results: list[dict]) -> None:
         for method in METHODS:
             runs = [r for r in mine if r["method"] == method]
             if runs:
-                cells = [
-                    spread([r[key] for r in runs], 0 if key == "seconds" else 3) for key in COLUMNS.values()
-                ]
+                cells = [column(runs, key) for key in COLUMNS.values()]
                 lines.append("| " + " | ".join([method, str(len(runs)), *cells]) + " |")
         lines.append("")
     (out / "table.md").write_text("\n".join(lines))
 
 
-def spread(values: list, digits: int) -> str:
-    values = [v for v in values if v is not None]
-    if not values:
-        return ""
-    return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
+def column(runs: list[dict], key: str) -> str:
+    return spread([r[key] for r in runs if r[key] is not None], 0 if key == "seconds" else 3)
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from sklearn.neighbors import KNeighborsClassifier
 import prism_dml
 from prism_dml import find_label_issues
 from prism_dml.audit import calibration_error, measure_reliability
+from prism_dml.benchmark.table import spread
 from prism_dml.data import Augment, corrupt_table, open_images, read_table
 from prism_dml.models import load
 from prism_dml.training import TrainConfig, train
@@ -180,10 +181,6 @@ def write_table(out: Path, results: list[dict]) -> None:
             lines.append("| " + " | ".join([method, str(len(runs)), *cells]) + " |")
         lines.append("")
     (out / "table.md").write_text("\n".join(lines))
-
-
-def spread(values: list[float], digits: int) -> str:
-    return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 KEYS = ("data", "kind", "noise_rate", "seed")

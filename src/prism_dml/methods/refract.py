@@ -84,12 +84,10 @@ class Refract(Method):
     def __init__(self, embedder: Embedder, data: TrainingSet, config: MethodConfig) -> None:
         super().__init__(embedder, data, config)
         self.class_weights = WarmClassifier.draw(data.num_classes, self.embedding_dim, seed=0)
-        twice = data.labels[:, None].repeat(1, 2)
+        twice, certain = data.labels[:, None].repeat(1, 2), torch.tensor([[1.0, 0.0]])
         self.register_buffer("trusted", torch.ones(data.num_samples, dtype=torch.bool))  # labels as given
         self.register_buffer("targets", twice)  # (N, 2) the given label, the most probable one
-        self.register_buffer(
-            "weights", torch.tensor([[1.0, 0.0]]).repeat(data.num_samples, 1)
-        )  # (N, 2) of these
+        self.register_buffer("weights", certain.repeat(data.num_samples, 1))  # (N, 2) of these
         self.register_buffer("rate", torch.zeros(()))
         self.register_buffer("parts", torch.zeros((), dtype=torch.long))  # finished so far
         self.register_buffer("looked", torch.full((), -PARTS))  # after so many of them the last look was

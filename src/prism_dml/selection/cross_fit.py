@@ -26,10 +26,8 @@ _HEAP = (
     5  # members of which one has to win for the class to be believed in; there are chance winners among many
 )
 _FIRST = 10_000  # samples that the first model is fitted to
-_NEAR, _LEAST_NEIGHBOURS = (
-    1 / 8,
-    3,
-)  # share of the data, or number, whose agreement says how far a sample counts
+_NEAR = 1 / 8  # of the data: the neighbours whose agreement says how far a sample counts, at most,
+_LEAST_NEIGHBOURS = 3  # and at least
 _RARELY = 1 / 20  # of the wins that its members would have elsewhere: a class that hardly ever wins
 
 
