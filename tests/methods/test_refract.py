@@ -138,8 +138,8 @@ def test_what_belongs_nowhere_is_hardly_learned(labels: Tensor) -> None:
     method = build("refract", labels, Linear(dim=16))
     for _ in range(2):
         method.on_epoch_start(embed(images))
-    assert (method.weights[stranger].sum(dim=1) < 0.4).float().mean() > 0.3
-    assert method.weights[stranger, 1].max() < 0.4
+    assert (method.weights[stranger].sum(dim=1) < 0.4).float().mean() > 0.4
+    assert method.weights[stranger, 1].max() < 0.2
     assert torch.equal(learned_as(method)[~stranger], TRUTH[~stranger])
     assert method.weights[~stranger].sum(dim=1).min() > 0.8
 
