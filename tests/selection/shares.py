@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from prism_dml.losses.contrastive import MemoryContrastiveLoss
 from prism_dml.selection import PRISM, MemoryBank, ShardedBank
+from prism_dml.training.ranks import leave
 
 PROCESSES = 3
 CLASSES, DIM = 5, 6
@@ -194,4 +195,4 @@ def check_all(rank: int, folder: Path) -> None:
         except Exception:
             failures[name] = traceback.format_exc()
     (folder / f"{rank}.json").write_text(json.dumps(failures))
-    dist.destroy_process_group()
+    leave()

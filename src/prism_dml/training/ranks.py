@@ -249,7 +249,17 @@ def join(config: TrainConfig) -> tuple[Fabric, Ranks]:
         torch.cuda.set_device(number)
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=TIMEOUT)
-        atexit.register(dist.destroy_process_group)  # not before: another run may follow in these processes
+        atexit.register(leave)  # not before: another run may follow in these processes
     devices = [number] if kind == "cuda" else 1
     fabric = Fabric(accelerator=kind, devices=devices, precision=config.precision)
     return fabric, Ranks(Share(dist.get_rank(), dist.get_world_size()))
+
+
+def leave() -> None:
+    """End the process group that this process is in."""
+    # Where the backend ends together with its group, it waits for gloo's threads with Python's lock held, which
+    # these may need to free a tensor (torch 2.4): kept a moment longer, it ends by itself and without the lock.
+    assert dist.group.WORLD is not None
+    backend = dist.group.WORLD._get_backend(torch.device("cpu"))
+    dist.destroy_process_group()
+    del backend
