@@ -63,6 +63,8 @@ RATES = {
     "cifar10n_worse": ({"lr": 3e-3}, {"lr": 3e-3, "proxy_lr": 3e-2}),
 }
 KEYS = ("data", "noise", "row", "seed")
+# of the given label and the others
+GIVEN, FIRST_TWO = ((torch.arange(1 + refract.OTHERS) < count).float() for count in (1, 2))
 
 
 class FromSteps(Refract):
@@ -83,51 +85,82 @@ class FromSteps(Refract):
         super().on_epoch_start(lambda network: self.features)
 
 
+class NoneBelieved(Refract):
+    """Refract that believes no label as given: each may stand for another class."""
+
+    def _believe(self, judged) -> None:
+        super()._believe(judged)
+        weights, anywhere = refract._weigh(judged, len(self.class_weights))
+        self.weights.copy_(weights)
+        self.anywhere.copy_(anywhere)
+
+
+class RateOnly(Refract):
+    """Of each look only the rate counts: forward correction by a noise that makes any class of any other."""
+
+    def _believe(self, judged) -> None:
+        super()._believe(judged)
+        share = judged.rate / (len(self.class_weights) - 1)
+        self.weights.copy_((1 - judged.rate - share) * GIVEN.expand_as(self.weights))
+        self.anywhere.fill_(share)
+
+
 class Weighing(Refract):
-    """Refract with other weights in the loss."""
+    """Cross-entropy with one weight for each label that a sample may have."""
 
-    def _believe(self, judged, labels) -> None:
-        super()._believe(judged, labels)
-        other = torch.where(judged.suggested == labels, 0, judged.probability)
-        self.weights.copy_(torch.stack(self.weigh(judged, self.trusted, other), dim=1))
+    def _believe(self, judged) -> None:
+        super()._believe(judged)
+        self.weights.copy_(self.weigh(judged.chances, self.trusted[:, None]))
 
-    def weigh(self, judged, trusted, other):
-        """Weights (N,) of the given labels and of the suggested ones, of which `other` are the probabilities."""
-        raise AssertionError
+    def weigh(self, chances, trusted):
+        """Weights (N, 1 + OTHERS) of what has these chances; `trusted` is (N, 1)."""
+        return torch.where(trusted, GIVEN, chances)
+
+    def forward(self, images, labels, index):
+        classifier = refract.WarmClassifier(self.embedder, self.class_weights)
+        chances, weights = classifier(images).log_softmax(dim=1), self.weights[index]
+        losses = -(weights * chances.gather(1, self.targets[index])).sum(dim=1)
+        return StepResult(losses.sum() / weights.sum().clamp(min=1e-6), self.trusted[index])
 
 
 class NothingPutRight(Weighing):
-    def weigh(self, judged, trusted, other):
-        return trusted.float(), torch.zeros_like(other)
+    def weigh(self, chances, trusted):
+        return trusted * GIVEN
 
 
 class OneLabelWhereSure(Weighing):
-    """The suggested label, whole, from a probability of 0.8 on; else nothing."""
+    """The most probable label, whole, where that is another and has a probability of 0.8; else nothing."""
 
-    def weigh(self, judged, trusted, other):
-        return trusted.float(), (~trusted & (other >= 0.8)).float()
+    def weigh(self, chances, trusted):
+        return trusted * GIVEN + ~trusted * (chances >= 0.8)
 
 
-class SuggestedOnly(Weighing):
-    """Of what is doubtful, the suggested label only, by its probability."""
+class OneOther(Weighing):
+    """Of what is doubtful the given label and the most probable other one, by their probabilities."""
 
-    def weigh(self, judged, trusted, other):
-        return trusted.float(), torch.where(trusted, 0, other)
+    def weigh(self, chances, trusted):
+        return torch.where(trusted, GIVEN, chances * FIRST_TWO)
+
+
+class OthersOnly(Weighing):
+    """Of what is doubtful the other labels only, by their probabilities."""
+
+    def weigh(self, chances, trusted):
+        return torch.where(trusted, GIVEN, chances * (1 - GIVEN))
 
 
 class MostProbable(Weighing):
-    """Of every sample the most probable label, by its probability."""
+    """Of every sample the most probable label only, by its probability."""
 
-    def weigh(self, judged, trusted, other):
-        given = torch.where(judged.suggested == self.data.labels.to(other.device), judged.probability, 0)
-        return given, other
+    def weigh(self, chances, trusted):
+        return chances * (chances == chances.amax(dim=1, keepdim=True))
 
 
 class AllByProbability(Weighing):
-    """Every sample under both labels by their probabilities, trusted or not."""
+    """Every sample under all labels by their probabilities, trusted or not."""
 
-    def weigh(self, judged, trusted, other):
-        return judged.clean, other
+    def weigh(self, chances, trusted):
+        return chances
 
 
 class OnMemory(OneLabelWhereSure):
@@ -167,11 +200,16 @@ VARIANTS = {
     "Refract": ("refract", {}, None),
     "oracle of Refract": ("refract-oracle", {}, None),
     "no looks: all labels believed": ("refract", NO_LOOKS, None),
-    "nothing put right": ("refract", {}, NothingPutRight),
+    "no label believed as given": ("refract", {}, NoneBelieved),
+    "the judge's evidence counts whole": ("refract", {"EVIDENCE": 1.0}, None),
+    "the judge's rate only": ("refract", {}, RateOnly),
+    "cross-entropy: given label and four others": ("refract", {}, Weighing),
+    "cross-entropy: given label and one other": ("refract", {}, OneOther),
+    "cross-entropy: four others only": ("refract", {}, OthersOnly),
+    "cross-entropy: most probable label of all samples": ("refract", {}, MostProbable),
+    "cross-entropy: all labels of all samples": ("refract", {}, AllByProbability),
     "one label, put right from 0.8 on": ("refract", {}, OneLabelWhereSure),
-    "doubtful: suggested label only": ("refract", {}, SuggestedOnly),
-    "most probable label, weighed": ("refract", {}, MostProbable),
-    "all labels weighed": ("refract", {}, AllByProbability),
+    "nothing put right": ("refract", {}, NothingPutRight),
     "believed from 0.8 on": ("refract", {"BELIEVED": 0.8}, None),
     "4 looks at equal parts": ("refract", every(5), None),
     "15 looks at equal parts": ("refract", every(16), None),

@@ -1,9 +1,11 @@
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from prism_dml.methods.refract import Judged, Refract
+from prism_dml.methods.refract import Judged, Refract, _judge
 
 from .stand_in import Linear, build, draw, step
 
@@ -88,45 +90,74 @@ def test_wrong_labels_are_put_right(looked: Refract, labels: Tensor) -> None:
     assert looked.noise_rate_estimate == pytest.approx(1 / 3, abs=0.03)
 
 
-def test_trusted_labels_count_whole_and_others_by_their_probabilities(
+def test_trusted_labels_count_whole_and_others_as_what_they_may_stand_for(
     looked: Refract, labels: Tensor
 ) -> None:
-    suggested = (labels + 1) % CLASSES
-    clean, probability = torch.full((COUNT,), 0.1), torch.full((COUNT,), 0.7)
-    clean[0], probability[0], suggested[0] = 0.6, 0.6, labels[0]  # trusted
-    clean[1], probability[1] = 0.4, 0.5
-    clean[2], probability[2], suggested[2] = 0.45, 0.45, labels[2]  # doubtful, and yet the most probable
-    looked._believe(Judged(clean, suggested, probability, 0.4), labels)
+    classes = (labels[:, None] + torch.arange(5)) % CLASSES
+    chances = torch.tensor([0.1, 0.5, 0.2, 0.1, 0.0]).repeat(COUNT, 1)
+    chances[0, :2] = torch.tensor([0.6, 0.05])
+    looked._believe(Judged(classes, chances, classes[:, 1], chances[:, 1], 0.4))
     assert looked.trusted.nonzero().squeeze(1).tolist() == [0]
-    assert torch.equal(looked.targets, torch.stack([labels, suggested], dim=1))
-    expected = torch.tensor([[1.0, 0.0], [0.4, 0.5], [0.45, 0.0], [0.1, 0.7]])
-    torch.testing.assert_close(looked.weights[:4], expected)
+    assert torch.equal(looked.targets, classes)
+    assert looked.weights[0].tolist() == [1, 0, 0, 0, 0] and looked.anywhere[0] == 0
+    # of the given class the label is seen with 0.6, of each of the seven others with 0.4 / 7
+    expected = torch.tensor([0.1 * 0.6, 0.5 * 0.4 / 7, 0.2 * 0.4 / 7, 0.1 * 0.4 / 7, 0]).sqrt()
+    anywhere = (0.1 / 8 * 0.4 / 7) ** 0.5
+    whole = expected.sum() + 8 * anywhere
+    torch.testing.assert_close(looked.weights[1:], (expected / whole).expand(COUNT - 1, 5))
+    torch.testing.assert_close(looked.anywhere[1:], (anywhere / whole).expand(COUNT - 1))
     assert looked.noise_rate_estimate == pytest.approx(0.4)
 
 
-def test_the_loss_is_that_of_the_weighed_labels(looked: Refract, labels: Tensor) -> None:
+def test_a_judgement_names_the_given_class_and_the_most_probable_others(labels: Tensor) -> None:
+    """The fifth sample looks half like its class and half like another, and was given a third."""
+    images = images_of(TRUTH)
+    images[4] = (images[4] + images[6]) / 2
+    labels[4] = 2
+    judged = _judge(normalize(images.flatten(1), dim=1), labels)
+    assert torch.equal(judged.classes[:, 0], labels) and torch.equal(judged.clean, judged.chances[:, 0])
+    assert (judged.chances[:, 1:-1] >= judged.chances[:, 2:]).all() and (judged.chances >= 0).all()
+    assert (judged.chances.sum(dim=1) <= 1 + 1e-6).all()
+    assert set(judged.classes[4, 1:3].tolist()) == {4, 6}
+    for i in range(COUNT):
+        listed = judged.classes[i][judged.chances[i] > 0].tolist()
+        assert len(listed) == len(set(listed)), "no class twice"
+
+
+def test_of_two_classes_there_is_one_other(labels: Tensor) -> None:
+    few = TRUTH < 2
+    judged = _judge(normalize(images_of(TRUTH)[few].flatten(1), dim=1), TRUTH[few])
+    assert (judged.chances[:, 2:] == 0).all() and (judged.clean > 0.9).all()
+
+
+def test_the_loss_is_the_likelihood_of_the_labels(looked: Refract, labels: Tensor) -> None:
     batch = torch.arange(30, 50)
     images = images_of(TRUTH)[batch]
-    looked.weights[33] = 0
-    looked.weights[34], looked.targets[34] = torch.tensor([0.3, 0.5]), torch.tensor([2, 5])
+    looked.weights[34] = torch.tensor([0.3, 0.3, 0.1, 0.1, 0.0])
+    looked.targets[34], looked.anywhere[34] = torch.tensor([2, 5, 6, 7, 2]), 0.2 / CLASSES
     loss, kept = looked(images, labels[batch], batch)
     assert torch.equal(kept, looked.trusted[batch])
     weights = normalize(looked.proxies()[0], dim=1)  # (C, D)
     cosines = looked.embedder(images) @ weights.T
-    total, mass = 0.0, 0.0
+    total = 0.0
     for i, row in zip(batch.tolist(), cosines, strict=True):
+        likelihood = looked.anywhere[i]
         for label, weight in zip(looked.targets[i], looked.weights[i], strict=True):
-            total, mass = total + weight * cross_entropy(row / 0.1, label), mass + weight
-    torch.testing.assert_close(loss, total / mass)
+            likelihood = likelihood + weight * (-cross_entropy(row / 0.1, label)).exp()
+        total -= likelihood.log()
+    torch.testing.assert_close(loss, total / len(batch))
+    trusted = batch[looked.trusted[batch] & (batch != 34)]
+    given = cross_entropy(looked.embedder(images_of(TRUTH)[trusted]) @ weights.T / 0.1, labels[trusted])
+    torch.testing.assert_close(looked(images_of(TRUTH)[trusted], labels[trusted], trusted).loss, given)
 
 
-def test_a_batch_of_which_nothing_is_believed_has_no_gradient(looked: Refract, labels: Tensor) -> None:
+def test_a_batch_that_may_be_anything_has_no_gradient(looked: Refract, labels: Tensor) -> None:
     batch = torch.arange(10)
-    looked.weights[batch], looked.trusted[batch] = 0, False
+    looked.weights[batch], looked.anywhere[batch], looked.trusted[batch] = 0, 1 / CLASSES, False
     looked.zero_grad()
     loss, kept = looked(images_of(TRUTH)[batch], labels[batch], batch)
     loss.backward()
-    assert loss == 0 and not kept.any()
+    assert loss.item() == pytest.approx(math.log(CLASSES)) and not kept.any()
     assert not any(p.grad.any() for p in looked.parameters() if p.grad is not None)
 
 
@@ -139,9 +170,9 @@ def test_what_belongs_nowhere_is_hardly_learned(labels: Tensor) -> None:
     for _ in range(2):
         method.on_epoch_start(embed(images))
     assert (method.weights[stranger].sum(dim=1) < 0.4).float().mean() > 0.4
-    assert method.weights[stranger, 1].max() < 0.2
+    assert method.weights[stranger, 1:].max() < 0.2
     assert torch.equal(learned_as(method)[~stranger], TRUTH[~stranger])
-    assert method.weights[~stranger].sum(dim=1).min() > 0.8
+    assert (method.weights[~stranger].amax(dim=1) > 20 * method.anywhere[~stranger]).all()
 
 
 def test_clean_labels_stay() -> None:

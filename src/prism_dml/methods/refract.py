@@ -1,4 +1,4 @@
-"""Refract: judge the whole training set a few times, and learn a doubtful label by the probability that it is right."""
+"""Refract: judge the whole training set a few times, and learn a doubtful label as one of those it may stand for."""
 
 import math
 from typing import NamedTuple
@@ -24,20 +24,40 @@ APART = 0.5
 BELIEVED = 0.5
 """Probability of being right from which on a label is believed as given."""
 
+OTHERS = 4
+"""Classes beside the given one that a doubtful sample may be learned as: the most probable ones."""
+
+EVIDENCE = 0.5
+"""What the judge's evidence on a class counts beside the network's: half, as both see the same image."""
+
 NEIGHBOURS, EXACT_UP_TO = 64, 5_000
 """Nearest neighbours that name the classes which a sample may belong to; on a CPU, of more samples nearly the nearest:
 they only propose."""
 
-_LEAST_WEIGHT = 1e-6  # of a batch, that a mean over nothing is 0
+_LEAST_RATE = 1e-3  # and one less the largest: that no weight is 0 by the rate alone
 
 
 class Judged(NamedTuple):
-    """Of N labels: the probability that each is right, the most probable class, its probability, the share wrong."""
+    """What is believed of N labels.
 
-    clean: Tensor
+    Attributes:
+        classes: (N, 1 + OTHERS) the given class, and the most probable ones of the others.
+        chances: (N, 1 + OTHERS) probability of each.
+        suggested: (N,) the most probable class.
+        probability: (N,) of that class.
+        rate: share of wrong labels, in [0, 1].
+    """
+
+    classes: Tensor
+    chances: Tensor
     suggested: Tensor
     probability: Tensor
     rate: float
+
+    @property
+    def clean(self) -> Tensor:
+        """Probability that the given label is right, (N,)."""
+        return self.chances[:, 0]
 
 
 class WarmClassifier(CosineClassifier):
@@ -53,13 +73,15 @@ class Refract(Method):
     more rarely, the whole training set is embedded without augmentation and every label judged by the class means of
     the others that are trusted, leave-one-out and in folds (`judge_labels`): calibrated probabilities, and the share of
     wrong labels, come from the likelihood of the given labels. A label that is more likely right than wrong is
-    believed; else the sample is learned under the given label and, if that is another, under the most probable one,
-    each weighed by its probability. No noise rate, and no memory of embeddings.
+    believed. Of any other the loss is -log(w_0 + sum_k w_k p_k), where the network gives class k the probability p_k:
+    the likelihood of the label, were it wrong as often as was found, with a weight w_k for the given class and the most
+    probable others, and w_0 for all the rest and for no class. So the network settles, step by step, which of them the
+    sample is, and what belongs nowhere is hardly learned. No noise rate, and no memory of embeddings.
 
     A step costs O(B.C.D) beside the network. A look costs a forward pass of the N samples, and O(N^1.5.D) time for
-    their neighbours, on an accelerator O(N^2.D).
+    their neighbours, on an accelerator O(N^2.D). What is believed takes 65 bytes a sample.
     Source: PRISM (Liu et al., CVPR 2021), sec. 3, for trust by the similarity to class means; normalised softmax: Zhai
-    and Wu, BMVC 2019; the rest is ours.
+    and Wu, BMVC 2019; the likelihood of a noisy label: Patrini et al., CVPR 2017; the rest is ours.
     """
 
     name = "refract"
@@ -68,6 +90,7 @@ class Refract(Method):
     trusted: Tensor
     targets: Tensor
     weights: Tensor
+    anywhere: Tensor
     rate: Tensor
     parts: Tensor
     looked: Tensor
@@ -84,10 +107,11 @@ class Refract(Method):
     def __init__(self, embedder: Embedder, data: TrainingSet, config: MethodConfig) -> None:
         super().__init__(embedder, data, config)
         self.class_weights = WarmClassifier.draw(data.num_classes, self.embedding_dim, seed=0)
-        twice, certain = data.labels[:, None].repeat(1, 2), torch.tensor([[1.0, 0.0]])
+        classes, chances = _certain(data.labels)
         self.register_buffer("trusted", torch.ones(data.num_samples, dtype=torch.bool))  # labels as given
-        self.register_buffer("targets", twice)  # (N, 2) the given label, the most probable one
-        self.register_buffer("weights", certain.repeat(data.num_samples, 1))  # (N, 2) of these
+        self.register_buffer("targets", classes)  # (N, 1 + OTHERS) the given label, the most probable others
+        self.register_buffer("weights", chances)  # (N, 1 + OTHERS) w_k of these
+        self.register_buffer("anywhere", torch.zeros(data.num_samples))  # w_0
         self.register_buffer("rate", torch.zeros(()))
         self.register_buffer("parts", torch.zeros((), dtype=torch.long))  # finished so far
         self.register_buffer("looked", torch.full((), -PARTS))  # after so many of them the last look was
@@ -109,26 +133,25 @@ class Refract(Method):
             self.looked.copy_(self.parts)
             embeddings = embed_all(self.embedder)
             labels = self.data.labels.to(embeddings.device)
-            self._believe(_judge(embeddings, labels, EXACT_UP_TO), labels)
+            self._believe(_judge(embeddings, labels, EXACT_UP_TO))
         self.parts += 1
 
-    def _believe(self, judged: Judged, labels: Tensor) -> None:
-        """Decide what the next steps learn from, by a judgement on the given labels (N,)."""
-        trusted = judged.clean >= BELIEVED
-        other = torch.where(judged.suggested == labels, 0, judged.probability)
-        self.trusted.copy_(trusted)
-        self.targets.copy_(torch.stack([labels, judged.suggested], dim=1))
-        self.weights[:, 0] = torch.where(trusted, 1, judged.clean)
-        self.weights[:, 1] = torch.where(trusted, 0, other)
+    def _believe(self, judged: Judged) -> None:
+        """Decide what the next steps learn from."""
+        self.trusted.copy_(judged.clean >= BELIEVED)
+        self.targets.copy_(judged.classes)
+        weights, anywhere = _weigh(judged, len(self.class_weights))
+        _, certain = _certain(judged.suggested)
+        self.weights.copy_(torch.where(self.trusted[:, None], certain, weights))
+        self.anywhere.copy_(torch.where(self.trusted, 0, anywhere))
         self.rate.fill_(judged.rate)
 
     def forward(self, images: Tensor, labels: Tensor, index: Tensor) -> StepResult:
         """Learn from a batch as far as it is believed; `kept` are the labels believed as given."""
         classifier = WarmClassifier(self.embedder, self.class_weights)
-        chances = classifier(images).log_softmax(dim=1).gather(1, self.targets[index])  # (B, 2)
-        weights = self.weights[index]
-        loss = -(weights * chances).sum() / weights.sum().clamp(min=_LEAST_WEIGHT)
-        return StepResult(loss, self.trusted[index])
+        chances = classifier(images).softmax(dim=1).gather(1, self.targets[index])  # (B, 1 + OTHERS)
+        likelihood = self.anywhere[index] + (self.weights[index] * chances).sum(dim=1)
+        return StepResult(-likelihood.log().mean(), self.trusted[index])
 
     def judge(self, embeddings: Tensor, labels: Tensor, index: Tensor) -> tuple[Selection, float]:
         """Judge the whole training set as the looks do; see `Method.judge`."""
@@ -162,17 +185,45 @@ def _is_look(parts: int) -> bool:
     return parts in (1, 2, 3) or (parts > 3 and parts % 2 == 0 and _is_look(parts // 2))
 
 
+def _weigh(judged: Judged, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Weights (N, 1 + OTHERS) of the classes that N samples may be of, and (N,) of any: over all C they sum to 1.
+
+    The probability q_k of a class is proportional to e_k T_k: what the evidence says for it, and how often the given
+    label is seen in that class, 1 - r or r / (C - 1). The weight is e_k^EVIDENCE T_k.
+    """
+    rate = min(max(judged.rate, _LEAST_RATE), 1 - _LEAST_RATE)
+    seen = torch.full_like(judged.chances[0], rate / (num_classes - 1))
+    seen[0] = 1 - rate
+    rest = (1 - judged.chances.sum(dim=1)).clamp(min=0) / num_classes  # other classes, or none
+    weights = judged.chances**EVIDENCE * seen ** (1 - EVIDENCE)
+    anywhere = rest**EVIDENCE * seen[1] ** (1 - EVIDENCE)
+    whole = weights.sum(dim=1) + num_classes * anywhere
+    return weights / whole[:, None], anywhere / whole
+
+
 def _judge(embeddings: Tensor, labels: Tensor, exact_up_to: int | None = None) -> Judged:
     """Judge labels (N,) by embeddings (N, D); what could not be embedded, a row of zeros, is believed."""
-    clean, suggested = torch.ones_like(embeddings[:, 0]), labels.clone()
-    probability = torch.ones_like(clean)
+    classes, chances = _certain(labels)
+    suggested, probability = labels.clone(), torch.ones_like(chances[:, 0])
     found = (embeddings != 0).any(dim=1).nonzero().squeeze(1)
     if len(torch.unique(labels[found])) < 2:  # nothing to choose from
-        return Judged(clean, suggested, probability, 0.0)
+        return Judged(classes, chances, suggested, probability, 0.0)
     rows = embeddings[found]
     near, neighbours = neighbour_graph(rows, min(NEIGHBOURS, len(rows) - 1), exact_up_to)
     judgement = judge_labels(rows, labels[found], near, neighbours)
-    clean[found] = judgement.clean_probability.to(clean)
+    given, others = judgement.chances[:, :1], judgement.chances[:, 1:]
+    best, column = others.topk(min(OTHERS, others.shape[1]), dim=1)
+    width = 1 + best.shape[1]
+    classes[found, 1:width] = judgement.candidates.classes.gather(1, 1 + column)
+    chances[found, :width] = torch.cat([given, best], dim=1).to(chances)
     suggested[found] = judgement.suggested
-    probability[found] = judgement.suggested_probability.to(clean)
-    return Judged(clean, suggested, probability, judgement.noise_rate)
+    probability[found] = judgement.suggested_probability.to(probability)
+    return Judged(classes, chances, suggested, probability, judgement.noise_rate)
+
+
+def _certain(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels (N,) that are believed, as classes and weights (N, 1 + OTHERS)."""
+    classes = labels[:, None].repeat(1, 1 + OTHERS)
+    return classes, (torch.arange(1 + OTHERS, device=labels.device) == 0).float().expand(
+        classes.shape
+    ).clone()

@@ -36,20 +36,25 @@ class LabelJudgement:
     """What is believed of each label of a data set.
 
     Attributes:
-        clean_probability: (N,) that the given label is right.
         suggested: (N,) the most probable class.
         suggested_probability: (N,) of that class.
         noise_rate: share of wrong labels in [0, 1], the mean of what is missing to 1.
         rate_error: its standard error.
         candidates: the classes considered.
+        chances: (N, M - DRAWN) probability of each of them but for the drawn ones, the given class first.
     """
 
-    clean_probability: Tensor
     suggested: Tensor
     suggested_probability: Tensor
     noise_rate: float
     rate_error: float
     candidates: Candidates
+    chances: Tensor
+
+    @property
+    def clean_probability(self) -> Tensor:
+        """That the given label is right, (N,)."""
+        return self.chances[:, 0]
 
 
 @torch.no_grad()
@@ -165,10 +170,10 @@ def _judgement(
     first = clean.masked_fill(heap, 0.0)[:, None]
     probability, best = torch.cat([first, others], dim=1).max(dim=1)
     return LabelJudgement(
-        clean_probability=clean,
         suggested=candidates.classes.gather(1, best[:, None]).squeeze(1),
         suggested_probability=probability.clamp(max=1),
         noise_rate=float(1 - clean.mean()),
         rate_error=model.rate_error(evidence),
         candidates=candidates,
+        chances=torch.cat([clean[:, None], others], dim=1),
     )
