@@ -1,6 +1,7 @@
 """What each ingredient of Refract is worth, on validation classes with true labels.
 
     PRISM_DATA=folder python benchmarks/refract_study.py --out benchmarks/refract_study [--workers 2] [--only grocery]
+        [--noise "all labels right"] [--seeds 0 1 2]
 
 Needs grocery.parquet, omniglot.parquet and cifar10n_worse.parquet in $PRISM_DATA. A fifth of the training classes (of
 CIFAR-10N, whose ten classes are in both splits, of the images) is set aside with true labels, labels of the others are
@@ -353,6 +354,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--only", choices=RECIPES, help="one data set")
+    parser.add_argument("--noise", choices=NOISES, help="one kind of noise")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -365,7 +367,9 @@ def main() -> None:
         for data in RECIPES
         if (data in HUMAN) == (kind == "given")
         for row in rows
-        if (data, noise, row, seed) not in done and arguments.only in (None, data)
+        if (data, noise, row, seed) not in done
+        and arguments.only in (None, data)
+        and arguments.noise in (None, noise)
     ]
     train_one = partial(run, root=Path(os.environ["PRISM_DATA"]))
     run_all(
