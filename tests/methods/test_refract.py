@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from prism_dml.methods.refract import Judged, Refract, _judge
+from prism_dml.methods.refract import Judged, Refract, _judge, _weigh
 
 from .stand_in import Linear, build, draw, step
 
@@ -115,7 +115,7 @@ def test_a_judgement_names_the_given_class_and_the_most_probable_others(labels: 
     images[4] = (images[4] + images[6]) / 2
     labels[4] = 2
     judged = _judge(normalize(images.flatten(1), dim=1), labels)
-    assert torch.equal(judged.classes[:, 0], labels) and torch.equal(judged.clean, judged.chances[:, 0])
+    assert torch.equal(judged.classes[:, 0], labels)
     assert (judged.chances[:, 1:-1] >= judged.chances[:, 2:]).all() and (judged.chances >= 0).all()
     assert (judged.chances.sum(dim=1) <= 1 + 1e-6).all()
     assert set(judged.classes[4, 1:3].tolist()) == {4, 6}
@@ -124,10 +124,33 @@ def test_a_judgement_names_the_given_class_and_the_most_probable_others(labels: 
         assert len(listed) == len(set(listed)), "no class twice"
 
 
-def test_of_two_classes_there_is_one_other(labels: Tensor) -> None:
-    few = TRUTH < 2
-    judged = _judge(normalize(images_of(TRUTH)[few].flatten(1), dim=1), TRUTH[few])
-    assert (judged.chances[:, 2:] == 0).all() and (judged.clean > 0.9).all()
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_of_few_classes_no_other_is_made_up(count: int) -> None:
+    truth = torch.arange(COUNT) % count
+    wrong = torch.arange(COUNT) % 7 == 0
+    given = torch.where(wrong, (truth + 1) % count, truth)
+    images = images_of(truth)
+    method = build("refract", given, Linear(dim=16))
+    for _ in range(2):
+        method.on_epoch_start(embed(images))
+    assert torch.equal(method.trusted, ~wrong) and torch.equal(learned_as(method), truth)
+    assert (method.weights[:, count:] == 0).all()
+    if count == 2:
+        assert torch.equal(method.targets[:, 1], 1 - given)
+    loss = method(images, given, torch.arange(COUNT)).loss
+    assert loss.isfinite() and loss > 0
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("count", [1, 2, 1000])
+def test_weights_of_all_classes_sum_to_one(count: int, rate: float) -> None:
+    chances = torch.tensor(
+        [[0.0] * 5, [1.0] + [0.0] * 4, [0.4, 0.3, 0.2, 0.15, 0.05], [0.1, 0.1, 0.0, 0.0, 0.0]]
+    )
+    judged = Judged(torch.zeros(4, 5, dtype=torch.long), chances, chances[:, 0], chances[:, 0], rate)
+    weights, anywhere = _weigh(judged, count)
+    assert (weights >= 0).all() and (anywhere >= 0).all()
+    torch.testing.assert_close(weights.sum(dim=1) + count * anywhere, torch.ones(4))
 
 
 def test_the_loss_is_the_likelihood_of_the_labels(looked: Refract, labels: Tensor) -> None:
@@ -161,7 +184,7 @@ def test_a_batch_that_may_be_anything_has_no_gradient(looked: Refract, labels: T
     assert not any(p.grad.any() for p in looked.parameters() if p.grad is not None)
 
 
-def test_what_belongs_nowhere_is_hardly_learned(labels: Tensor) -> None:
+def test_what_belongs_nowhere_weighs_little_in_any_class(labels: Tensor) -> None:
     """A tenth of the samples is of no class: many hardly count, and none counts much under another label."""
     images = images_of(TRUTH)
     stranger = torch.arange(COUNT) % 10 == 9

@@ -34,7 +34,7 @@ NEIGHBOURS, EXACT_UP_TO = 64, 5_000
 """Nearest neighbours that name the classes which a sample may belong to; on a CPU, of more samples nearly the nearest:
 they only propose."""
 
-_LEAST_RATE = 1e-3  # and one less the largest: that no weight is 0 by the rate alone
+_LEAST_RATE = 1e-3  # so far the rate is kept from 0 and 1, that it alone makes no weight 0
 
 
 class Judged(NamedTuple):
@@ -74,9 +74,10 @@ class Refract(Method):
     the others that are trusted, leave-one-out and in folds (`judge_labels`): calibrated probabilities, and the share of
     wrong labels, come from the likelihood of the given labels. A label that is more likely right than wrong is
     believed. Of any other the loss is -log(w_0 + sum_k w_k p_k), where the network gives class k the probability p_k:
-    the likelihood of the label, were it wrong as often as was found, with a weight w_k for the given class and the most
-    probable others, and w_0 for all the rest and for no class. So the network settles, step by step, which of them the
-    sample is, and what belongs nowhere is hardly learned. No noise rate, and no memory of embeddings.
+    the likelihood of the label, were it wrong as often as was found. w_k is how often the label would be seen in class
+    k, times the root of the judge's evidence for it, for the given class and the most probable others; w_0 stands for
+    any class and for none. So the network settles, step by step, which of them the sample is. No noise rate, and no
+    memory of embeddings.
 
     A step costs O(B.C.D) beside the network. A look costs a forward pass of the N samples, and O(N^1.5.D) time for
     their neighbours, on an accelerator O(N^2.D). What is believed takes 65 bytes a sample.
@@ -141,13 +142,13 @@ class Refract(Method):
         self.trusted.copy_(judged.clean >= BELIEVED)
         self.targets.copy_(judged.classes)
         weights, anywhere = _weigh(judged, len(self.class_weights))
-        _, certain = _certain(judged.suggested)
+        _, certain = _certain(judged.classes[:, 0])
         self.weights.copy_(torch.where(self.trusted[:, None], certain, weights))
         self.anywhere.copy_(torch.where(self.trusted, 0, anywhere))
         self.rate.fill_(judged.rate)
 
     def forward(self, images: Tensor, labels: Tensor, index: Tensor) -> StepResult:
-        """Learn from a batch as far as it is believed; `kept` are the labels believed as given."""
+        """Learn from a batch; `kept` are the labels believed as given, though doubtful ones teach too."""
         classifier = WarmClassifier(self.embedder, self.class_weights)
         chances = classifier(images).softmax(dim=1).gather(1, self.targets[index])  # (B, 1 + OTHERS)
         likelihood = self.anywhere[index] + (self.weights[index] * chances).sum(dim=1)
@@ -186,13 +187,14 @@ def _is_look(parts: int) -> bool:
 
 
 def _weigh(judged: Judged, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Weights (N, 1 + OTHERS) of the classes that N samples may be of, and (N,) of any: over all C they sum to 1.
+    """Weights w_k (N, 1 + OTHERS) of the listed classes, w_0 (N,) of any: sum_k w_k + C w_0 = 1.
 
-    The probability q_k of a class is proportional to e_k T_k: what the evidence says for it, and how often the given
-    label is seen in that class, 1 - r or r / (C - 1). The weight is e_k^EVIDENCE T_k.
+    The probability q_k of a class is taken as proportional to e_k T_k: what the evidence says for it, and how often the
+    given label is seen in that class, 1 - r or r / (C - 1). The weight is e_k^EVIDENCE T_k, up to a constant. What is
+    of no class counts as one of the other classes.
     """
     rate = min(max(judged.rate, _LEAST_RATE), 1 - _LEAST_RATE)
-    seen = torch.full_like(judged.chances[0], rate / (num_classes - 1))
+    seen = torch.full_like(judged.chances[0], rate / max(num_classes - 1, 1))
     seen[0] = 1 - rate
     rest = (1 - judged.chances.sum(dim=1)).clamp(min=0) / num_classes  # other classes, or none
     weights = judged.chances**EVIDENCE * seen ** (1 - EVIDENCE)
@@ -224,6 +226,6 @@ def _judge(embeddings: Tensor, labels: Tensor, exact_up_to: int | None = None) -
 def _certain(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Labels (N,) that are believed, as classes and weights (N, 1 + OTHERS)."""
     classes = labels[:, None].repeat(1, 1 + OTHERS)
-    return classes, (torch.arange(1 + OTHERS, device=labels.device) == 0).float().expand(
-        classes.shape
-    ).clone()
+    weights = torch.zeros(classes.shape, device=labels.device)
+    weights[:, 0] = 1
+    return classes, weights
