@@ -416,3 +416,14 @@ def test_real_data(name: str, train: tuple[int, int], test: tuple[int, int]) -> 
     noisy = table.split("train").is_noisy
     assert (noisy is not None) == (name == "cifar10n_worse")
     assert noisy is None or noisy.mean() == pytest.approx(0.402, abs=0.001)
+
+
+@pytest.mark.parametrize("column", ["path", "label"])
+def test_texts_that_are_no_utf8_are_refused(column: str, tmp_path: Path) -> None:
+    broken = pa.array([b"tea\xe7", b"cup"]).view(pa.string())
+    whole = pa.array(["a.png", "b.png"])
+    paths, labels = (broken, whole) if column == "path" else (whole, broken)
+    image = pa.StructArray.from_arrays([pa.array([b"1", b"2"]), paths], ["bytes", "path"])
+    pq.write_table(pa.table({"image": image, "label": labels}), tmp_path / "data.parquet")
+    with pytest.raises(ValueError, match="data.parquet: not a readable parquet file: .*UTF"):
+        read_table(tmp_path / "data.parquet")

@@ -180,7 +180,9 @@ def _read_shard(file: Shard) -> _Content:
 
 def _read_columns(file: Shard, opened: pq.ParquetFile, columns: list[str]) -> pa.Table:
     with reading(file):
-        return opened.read(columns=columns)
+        table = opened.read(columns=columns)
+        table.validate(full=True)  # texts of a damaged file need not be UTF-8
+        return table
 
 
 def _class_names(column: pa.ChunkedArray, names: list[str] | None, are_classes: bool) -> Numbered:
