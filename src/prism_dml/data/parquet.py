@@ -174,7 +174,8 @@ def _read_shard(file: Shard) -> _Content:
                 "a column is_noisy must be true"
             )
     paths = pc.struct_field(rows.column("image"), "path") if "image" in rows.column_names else None
-    ranges = [_range_of(metadata, group, ["image"]) for group in range(metadata.num_row_groups)]
+    with reading(file):
+        ranges = [_range_of(metadata, group, ["image"]) for group in range(metadata.num_row_groups)]
     return _Content(layout, rows.num_rows, paths, columns, lengths, ranges)
 
 
