@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from prism_dml.selection import candidates as candidate_classes
 from prism_dml.selection.candidates import DRAWN, find_candidates, weigh_candidates
 from prism_dml.selection.cross_fit import FOLDS, deal, judge_labels
 from prism_dml.selection.discriminant import ball_density, class_sums, whiten
@@ -49,25 +50,64 @@ def test_density_is_that_without_the_sample_itself(sample):
             torch.testing.assert_close(density[i, k], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_most_voted_classes_are_considered(sample):
+def test_voters_name_the_most_voted_classes(sample):
     _, labels, _, similarities, neighbours = sample
     candidates = find_candidates(labels, similarities, neighbours)
-    assert (candidates.classes[:, 0] == labels).all()
+    assert (candidates.voted[:, 0] == labels).all()
     for i in range(0, 80, 7):
         voted = set(labels[neighbours[i]].tolist()) | {int(labels[i])}
-        there = candidates.stands_for[i, :-DRAWN] == 1
-        assert set(candidates.classes[i, :-DRAWN][there].tolist()) == voted and there.sum() == len(voted)
-
-
-def test_candidates_stand_for_all_classes(sample):
-    _, labels, _, similarities, neighbours = sample
-    candidates = find_candidates(labels, similarities, neighbours)
-    total = candidates.stands_for.sum(dim=1)
-    drawn_in_vain = candidates.stands_for[:, -DRAWN:].sum(dim=1) == 0
-    torch.testing.assert_close(total[~drawn_in_vain], torch.full_like(total, 6.0)[~drawn_in_vain])
+        there = candidates.voted[i] >= 0
+        assert set(candidates.voted[i][there].tolist()) == voted and there.sum() == len(voted)
     rows = torch.tensor([3, 50])
     some = find_candidates(labels, similarities, neighbours, rows)
-    assert (some.classes == candidates.classes[rows]).all()
+    assert (some.voted == candidates.voted[rows]).all() and (some.drawn == candidates.drawn[rows]).all()
+
+
+@pytest.fixture(params=["every class compared", "the voted ones"])
+def weighed(request, monkeypatch):
+    """Evidence on 400 samples of 40 classes, and what it is of."""
+    if request.param == "the voted ones":  # as of many samples and classes
+        monkeypatch.setattr(candidate_classes, "_EVERY", 0)
+        monkeypatch.setattr(candidate_classes, "_FETCH", 0)
+    rows, _, labels, *near = made_wrong(40, 10, 0.5, 0)
+    candidates = find_candidates(labels, *near)
+    trust = torch.rand(len(labels), generator=torch.Generator().manual_seed(1))
+    evidence = weigh_candidates(candidates, rows, labels, trust, torch.arange(len(labels)))
+    return request.param, evidence, candidates, rows, labels, trust
+
+
+def test_most_likely_classes_are_considered(weighed):
+    how, evidence, candidates, rows, labels, trust = weighed
+    sums, mass = class_sums(rows, labels, trust)
+    every = (len(labels), len(mass))
+    lengths = (sums * sums).sum(dim=1)
+    whole = ball_density(rows @ sums.T, lengths.expand(every), mass.expand(every), labels, trust, rows)
+    there = evidence.stands_for > 0
+    expected = whole.gather(1, evidence.classes)
+    torch.testing.assert_close(evidence.density[there], expected[there], atol=1e-4, rtol=1e-4)
+    assert (evidence.classes[:, 0] == labels).all()
+    named = evidence.classes[:, 1:-DRAWN]
+    if how == "every class compared":
+        others = whole.scatter(1, labels[:, None], -math.inf)
+        assert (named == others.argsort(dim=1, descending=True)[:, :15]).all()
+    else:
+        assert (named == candidates.voted[:, 1:].clamp(min=0)).all()
+
+
+def test_candidates_stand_for_all_classes(weighed):
+    _, evidence, _, _, labels, _ = weighed
+    drawn_in_vain = evidence.stands_for[:, -DRAWN:].sum(dim=1) == 0
+    total = evidence.stands_for.sum(dim=1)[~drawn_in_vain]
+    torch.testing.assert_close(total, torch.full_like(total, 40.0))
+    for i in range(0, len(labels), 17):
+        there = evidence.stands_for[i, :-DRAWN] > 0
+        named = set(evidence.classes[i, :-DRAWN][there].tolist())
+        assert len(named) == there.sum()
+        drawn = evidence.classes[i, -DRAWN:]
+        assert all(
+            (int(k) in named) == (stands == 0)
+            for k, stands in zip(drawn, evidence.stands_for[i, -DRAWN:], strict=True)
+        )
 
 
 def test_beliefs_are_probabilities_and_the_loss_falls(sample):
@@ -133,13 +173,13 @@ def test_many_classes_have_not():
     assert model.flips is None
 
 
-def made_wrong(classes: int, each: int, clearness: float, seed: int):
-    """Embeddings in classes, 30 % of their labels made wrong: rows, truth, labels, similarities, neighbours."""
+def made_wrong(classes: int, each: int, clearness: float, seed: int, rate: float = 0.3):
+    """Embeddings in classes, a share of their labels made wrong: rows, truth, labels, similarities, neighbours."""
     generator = torch.Generator().manual_seed(seed)
     truth = torch.arange(classes).repeat(each)
     rows = clearness * torch.randn(classes, 128, generator=generator)[truth]
     rows = torch.nn.functional.normalize(rows + torch.randn(len(truth), 128, generator=generator), dim=1)
-    wrong = torch.randperm(len(truth), generator=generator) < 0.3 * len(truth)
+    wrong = torch.randperm(len(truth), generator=generator) < rate * len(truth)
     shift = torch.randint(1, classes, (len(truth),), generator=generator)
     labels = torch.where(wrong, (truth + shift) % classes, truth)
     near = (rows @ rows.T).fill_diagonal_(-math.inf).topk(min(64, len(rows) - 1), dim=1)
@@ -164,6 +204,18 @@ def test_many_small_classes_hardly_apart(classes: int, each: int):
     assert found.noise_rate == pytest.approx(0.3, abs=0.1)
     better = found.clean_probability[right][:, None] > found.clean_probability[~right]
     assert better.float().mean() > 0.86, "AUROC"
+
+
+def test_mostly_wrong_labels_of_many_classes():
+    """The right class is often not among those that the neighbours vote for."""
+    rows, truth, labels, *near = made_wrong(300, 20, 0.5, 0, rate=0.8)
+    found, right = judge_labels(rows, labels, *near), labels == truth
+    assert found.noise_rate == pytest.approx(0.8, abs=0.03)
+    better = found.clean_probability[right][:, None] > found.clean_probability[~right]
+    assert better.float().mean() > 0.86, "AUROC"
+    other = (found.suggested != labels) & (found.suggested_probability > 0.5)
+    met = (found.suggested == truth)[other].float().mean()
+    assert met == pytest.approx(float(found.suggested_probability[other].mean()), abs=0.1)
 
 
 def test_folds_are_even_and_split_every_class():

@@ -216,7 +216,7 @@ def _judge(embeddings: Tensor, labels: Tensor, exact_up_to: int | None = None) -
     given, others = judgement.chances[:, :1], judgement.chances[:, 1:]
     best, column = others.topk(min(OTHERS, others.shape[1]), dim=1)
     width = 1 + best.shape[1]
-    classes[found, 1:width] = judgement.candidates.classes.gather(1, 1 + column)
+    classes[found, 1:width] = judgement.classes.gather(1, 1 + column)
     chances[found, :width] = torch.cat([given, best], dim=1).to(chances)
     suggested[found] = judgement.suggested
     probability[found] = judgement.suggested_probability.to(probability)

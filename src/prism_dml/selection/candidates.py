@@ -10,14 +10,18 @@ from torch import Tensor
 from prism_dml.selection.discriminant import ball_density, class_sums
 
 MOST_CANDIDATES = 16
-"""Classes that are considered for a sample: the given one and those with the most votes."""
+"""Classes that are considered for a sample: the given one and the most likely others."""
 
 DRAWN = 24
-"""Further classes, drawn at random: they stand for all that nobody votes for. Were the given class always considered,
-and others only for their votes, being given would make it likely."""
+"""Further classes, drawn at random: they stand for all the others. Were the given class always considered, and others
+only for what speaks for them, being given would make it likely."""
 
 CHUNK = 4096
-"""Samples looked at together: bounds the memory to CHUNK x (MOST_CANDIDATES + DRAWN) x D."""
+"""Samples looked at together, at most: bounds the memory to CHUNK x (MOST_CANDIDATES + DRAWN) x D."""
+
+_NUMBERS = 1 << 24  # densities of samples under classes that are looked at together
+
+_EVERY = 1 << 30  # densities in all up to which each sample is compared with every class
 
 _FETCH = (
     100  # products of a row with sums that lie in a row, in the time that it takes to fetch one from anywhere
@@ -28,20 +32,21 @@ _TEMPERATURE = 0.1  # of the neighbours' votes, in cosine
 
 @dataclass(frozen=True)
 class Candidates:
-    """The classes that N samples may belong to, and who voted for them.
+    """What N samples' neighbours say of the classes that they may belong to.
 
     Attributes:
         samples: (N,) numbers of the samples in the data set.
-        classes: (N, M) class numbers: the given one, those with the most votes, and DRAWN others.
-        stands_for: (N, M) number of classes that each is an example of; 0: none, the column is empty.
+        voted: (N, MOST_CANDIDATES) the given class, then those with the most votes; -1: no more. Fewer columns where
+            there are fewer neighbours.
+        drawn: (N, DRAWN) classes drawn at random.
         neighbours: (N, K) sample numbers of the nearest neighbours, best first.
         kernel: (N, K) weight of each neighbour's vote, in [0, 1].
         affinity: (N,) similarity to the nearest neighbour, in interquartile ranges from the median.
     """
 
     samples: Tensor
-    classes: Tensor
-    stands_for: Tensor
+    voted: Tensor
+    drawn: Tensor
     neighbours: Tensor
     kernel: Tensor
     affinity: Tensor
@@ -49,12 +54,12 @@ class Candidates:
 
 @dataclass(frozen=True)
 class ClassEvidence:
-    """What is known of n samples and their M candidates.
+    """What is known of n samples and M candidate classes of each.
 
     Attributes:
-        classes: (n, M) see `Candidates`.
+        classes: (n, M) class numbers: the given one, the most likely others, and DRAWN drawn ones.
         density: (n, M) log-density under each candidate as a ball about its trusted members' mean, up to a constant.
-        stands_for: (n, M) see `Candidates`.
+        stands_for: (n, M) number of classes that each is an example of; 0: none, the column is empty.
         affinity: (n,) see `Candidates`.
         known: (n,) bool, whether any other sample of the given class has a say.
     """
@@ -88,15 +93,12 @@ def find_candidates(
         for part in torch.split(rows, CHUNK)
     ]
     voted, kernel = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    there = voted >= 0
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(num_classes, (len(labels), DRAWN), generator=generator)[rows.cpu()].to(voted)
-    new = (drawn[:, :, None] != voted[:, None, :]).all(dim=2)  # (n, DRAWN)
-    rest = (num_classes - there.sum(dim=1, keepdim=True)) / new.sum(dim=1, keepdim=True).clamp(min=1)
     return Candidates(
         samples=rows,
-        classes=torch.cat([voted.clamp(min=0), drawn], dim=1),
-        stands_for=torch.cat([there.float(), rest * new], dim=1),
+        voted=voted,
+        drawn=drawn,
         neighbours=neighbours[rows],
         kernel=kernel,
         affinity=affinity(similarities)[rows],
@@ -138,8 +140,12 @@ def weigh_candidates(
 ) -> ClassEvidence:
     """Evidence for the candidates of some samples, by the samples that are trusted; a sample has no say on itself.
 
-    Neighbours have none beyond the class means: those of a wrong label often have the same wrong one, as images that
-    look alike were labelled together, or were drawn together by a network that had learned their labels by heart.
+    Considered are the given class, the others that are most likely, and the drawn ones for the rest. Where to look at
+    all classes would cost too much, those with the most votes are taken for the most likely: where labels are mostly
+    wrong, or few, the right class is often not among them, and what is among them is then believed too much.
+
+    Neighbours have no other say: those of a wrong label often have the same wrong one, as images that look alike were
+    labelled together, or were drawn together by a network that had learned their labels by heart.
 
     Args:
         candidates: of these samples and perhaps others.
@@ -149,31 +155,47 @@ def weigh_candidates(
         rows: (n,) which rows of `candidates` are wanted.
 
     Returns:
-        The evidence of n samples. O(n M D + N D) time.
+        The evidence of n samples. O(n C D + N D) time; of many samples and classes O(n M D + N D).
     """
     sums, mass = class_sums(whitened, labels, trust)
     lengths = (sums * sums).sum(dim=1)  # (C,)
     heard = torch.bincount(labels[trust > 0], minlength=len(mass))
-    densities = []
-    for part in torch.split(rows, CHUNK):
-        classes = candidates.classes[part]
-        samples = candidates.samples[part]
-        row = whitened[samples]
-        dots = _products(row, sums, classes)
-        first = torch.zeros_like(samples)  # the column of the given class
-        densities.append(ball_density(dots, lengths[classes], mass[classes], first, trust[samples], row))
-    classes = candidates.classes[rows]
+    every = len(mass) <= max(_EVERY // len(labels), _FETCH * (MOST_CANDIDATES + DRAWN))
+    found = []
+    for part in torch.split(rows, max(1, min(CHUNK, _NUMBERS // len(mass))) if every else CHUNK):
+        samples, drawn = candidates.samples[part], candidates.drawn[part]
+        row, given, own = whitened[samples], labels[samples], trust[samples]
+        if every:
+            dots = row @ sums.T  # (n, C)
+            density = ball_density(dots, lengths.expand_as(dots), mass.expand_as(dots), given, own, row)
+            classes, stands_for = _and_drawn(_most_likely(density, given), drawn, len(mass))
+            density = density.gather(1, classes)
+        else:
+            classes, stands_for = _and_drawn(candidates.voted[part], drawn, len(mass))
+            dots = torch.bmm(sums[classes], row[:, :, None]).squeeze(2)
+            first = torch.zeros_like(given)  # the column of the given class
+            density = ball_density(dots, lengths[classes], mass[classes], first, own, row)
+        found.append((classes, density, stands_for))
+    classes, density, stands_for = (torch.cat(tensors) for tensors in zip(*found, strict=True))
     return ClassEvidence(
         classes,
-        torch.cat(densities),
-        candidates.stands_for[rows],
+        density,
+        stands_for,
         candidates.affinity[rows],
         heard[classes[:, 0]] - (trust[candidates.samples[rows]] > 0).long() > 0,
     )
 
 
-def _products(rows: Tensor, sums: Tensor, classes: Tensor) -> Tensor:
-    """Products (n, M) of rows (n, D) with those of the sums (C, D) that classes (n, M) name."""
-    if len(sums) <= _FETCH * classes.shape[1]:  # then all of them are less work than to fetch M for each row
-        return (rows @ sums.T).gather(1, classes)
-    return torch.bmm(sums[classes], rows[:, :, None]).squeeze(2)
+def _most_likely(density: Tensor, given: Tensor) -> Tensor:
+    """The given class and those of the greatest density (n, C) beside it; (n, at most MOST_CANDIDATES)."""
+    others = density.scatter(1, given[:, None], -torch.inf)
+    best = others.topk(min(MOST_CANDIDATES, density.shape[1]) - 1, dim=1).indices
+    return torch.cat([given[:, None], best], dim=1)
+
+
+def _and_drawn(named: Tensor, drawn: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Named classes (n, m), -1 for none, and the drawn ones (n, DRAWN); how many of all C each stands for."""
+    there = named >= 0
+    new = (drawn[:, :, None] != named[:, None, :]).all(dim=2)  # (n, DRAWN)
+    rest = (num_classes - there.sum(dim=1, keepdim=True)) / new.sum(dim=1, keepdim=True).clamp(min=1)
+    return torch.cat([named.clamp(min=0), drawn], dim=1), torch.cat([there.float(), rest * new], dim=1)

@@ -40,8 +40,9 @@ class LabelJudgement:
         suggested_probability: (N,) of that class.
         noise_rate: share of wrong labels in [0, 1], the mean of what is missing to 1.
         rate_error: its standard error.
-        candidates: the classes considered.
-        chances: (N, M - DRAWN) probability of each of them but for the drawn ones, the given class first.
+        candidates: what the neighbours say.
+        classes: (N, M) the classes considered, the given one first, then the most likely others.
+        chances: (N, M) probability of each; what is missing to 1 is that of all others, and of none.
     """
 
     suggested: Tensor
@@ -49,6 +50,7 @@ class LabelJudgement:
     noise_rate: float
     rate_error: float
     candidates: Candidates
+    classes: Tensor
     chances: Tensor
 
     @property
@@ -170,10 +172,11 @@ def _judgement(
     first = clean.masked_fill(heap, 0.0)[:, None]
     probability, best = torch.cat([first, others], dim=1).max(dim=1)
     return LabelJudgement(
-        suggested=candidates.classes.gather(1, best[:, None]).squeeze(1),
+        suggested=evidence.classes.gather(1, best[:, None]).squeeze(1),
         suggested_probability=probability.clamp(max=1),
         noise_rate=float(1 - clean.mean()),
         rate_error=model.rate_error(evidence),
         candidates=candidates,
+        classes=evidence.classes[:, :-DRAWN],
         chances=torch.cat([clean[:, None], others], dim=1),
     )
