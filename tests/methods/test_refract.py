@@ -96,13 +96,14 @@ def test_trusted_labels_count_whole_and_others_as_what_they_may_stand_for(
     classes = (labels[:, None] + torch.arange(5)) % CLASSES
     chances = torch.tensor([0.1, 0.5, 0.2, 0.1, 0.0]).repeat(COUNT, 1)
     chances[0, :2] = torch.tensor([0.6, 0.05])
-    looked._believe(Judged(classes, chances, classes[:, 1], chances[:, 1], 0.4))
+    nowhere = torch.full((COUNT,), 0.08)
+    looked._believe(Judged(classes, chances, classes[:, 1], chances[:, 1], nowhere, 0.4))
     assert looked.trusted.nonzero().squeeze(1).tolist() == [0]
     assert torch.equal(looked.targets, classes)
     assert looked.weights[0].tolist() == [1, 0, 0, 0, 0] and looked.anywhere[0] == 0
     # of the given class the label is seen with 0.6, of each of the seven others with 0.4 / 7
     expected = torch.tensor([0.1 * 0.6, 0.5 * 0.4 / 7, 0.2 * 0.4 / 7, 0.1 * 0.4 / 7, 0]).sqrt()
-    anywhere = (0.1 / 8 * 0.4 / 7) ** 0.5
+    anywhere = (0.08 / 8 * 0.4 / 7) ** 0.5
     whole = expected.sum() + 8 * anywhere
     torch.testing.assert_close(looked.weights[1:], (expected / whole).expand(COUNT - 1, 5))
     torch.testing.assert_close(looked.anywhere[1:], (anywhere / whole).expand(COUNT - 1))
@@ -147,7 +148,8 @@ def test_weights_of_all_classes_sum_to_one(count: int, rate: float) -> None:
     chances = torch.tensor(
         [[0.0] * 5, [1.0] + [0.0] * 4, [0.4, 0.3, 0.2, 0.15, 0.05], [0.1, 0.1, 0.0, 0.0, 0.0]]
     )
-    judged = Judged(torch.zeros(4, 5, dtype=torch.long), chances, chances[:, 0], chances[:, 0], rate)
+    nowhere = torch.tensor([1.0, 0.0, 0.1, 0.0])
+    judged = Judged(torch.zeros(4, 5, dtype=torch.long), chances, chances[:, 0], chances[:, 0], nowhere, rate)
     weights, anywhere = _weigh(judged, count)
     assert (weights >= 0).all() and (anywhere >= 0).all()
     torch.testing.assert_close(weights.sum(dim=1) + count * anywhere, torch.ones(4))

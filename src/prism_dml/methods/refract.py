@@ -45,6 +45,7 @@ class Judged(NamedTuple):
         chances: (N, 1 + OTHERS) probability of each.
         suggested: (N,) the most probable class.
         probability: (N,) of that class.
+        nowhere: (N,) probability of no class.
         rate: share of wrong labels, in [0, 1].
     """
 
@@ -52,6 +53,7 @@ class Judged(NamedTuple):
     chances: Tensor
     suggested: Tensor
     probability: Tensor
+    nowhere: Tensor
     rate: float
 
     @property
@@ -76,7 +78,7 @@ class Refract(Method):
     believed. Of any other the loss is -log(w_0 + sum_k w_k p_k), where the network gives class k the probability p_k:
     the likelihood of the label, were it wrong as often as was found. w_k is how often the label would be seen in class
     k, times the root of the judge's evidence for it, for the given class and the most probable others; w_0 stands for
-    any class and for none. So the network settles, step by step, which of them the sample is. No noise rate, and no
+    no class, as if for any. So the network settles, step by step, which of them the sample is. No noise rate, and no
     memory of embeddings.
 
     A step costs O(B.C.D) beside the network. A look costs a forward pass of the N samples, and O(N^1.5.D) time for
@@ -191,14 +193,14 @@ def _weigh(judged: Judged, num_classes: int) -> tuple[Tensor, Tensor]:
 
     The probability q_k of a class is taken as proportional to e_k T_k: what the evidence says for it, and how often the
     given label is seen in that class, 1 - r or r / (C - 1). The weight is e_k^EVIDENCE T_k, up to a constant. What is
-    of no class counts as one of the other classes.
+    of no class counts as one of the other classes, whichever. Classes that are not listed have no weight: with it, mostly
+    wrong labels taught too little.
     """
     rate = min(max(judged.rate, _LEAST_RATE), 1 - _LEAST_RATE)
     seen = torch.full_like(judged.chances[0], rate / max(num_classes - 1, 1))
     seen[0] = 1 - rate
-    rest = (1 - judged.chances.sum(dim=1)).clamp(min=0) / num_classes  # other classes, or none
     weights = judged.chances**EVIDENCE * seen ** (1 - EVIDENCE)
-    anywhere = rest**EVIDENCE * seen[1] ** (1 - EVIDENCE)
+    anywhere = (judged.nowhere / num_classes) ** EVIDENCE * seen[1] ** (1 - EVIDENCE)
     whole = weights.sum(dim=1) + num_classes * anywhere
     return weights / whole[:, None], anywhere / whole
 
@@ -207,9 +209,10 @@ def _judge(embeddings: Tensor, labels: Tensor, exact_up_to: int | None = None) -
     """Judge labels (N,) by embeddings (N, D); what could not be embedded, a row of zeros, is believed."""
     classes, chances = _certain(labels)
     suggested, probability = labels.clone(), torch.ones_like(chances[:, 0])
+    nowhere = torch.zeros_like(probability)
     found = (embeddings != 0).any(dim=1).nonzero().squeeze(1)
     if len(torch.unique(labels[found])) < 2:  # nothing to choose from
-        return Judged(classes, chances, suggested, probability, 0.0)
+        return Judged(classes, chances, suggested, probability, nowhere, 0.0)
     rows = embeddings[found]
     near, neighbours = neighbour_graph(rows, min(NEIGHBOURS, len(rows) - 1), exact_up_to)
     judgement = judge_labels(rows, labels[found], near, neighbours)
@@ -220,7 +223,8 @@ def _judge(embeddings: Tensor, labels: Tensor, exact_up_to: int | None = None) -
     chances[found, :width] = torch.cat([given, best], dim=1).to(chances)
     suggested[found] = judgement.suggested
     probability[found] = judgement.suggested_probability.to(probability)
-    return Judged(classes, chances, suggested, probability, judgement.noise_rate)
+    nowhere[found] = judgement.nowhere.to(nowhere)
+    return Judged(classes, chances, suggested, probability, nowhere, judgement.noise_rate)
 
 
 def _certain(labels: Tensor) -> tuple[Tensor, Tensor]:

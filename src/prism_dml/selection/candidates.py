@@ -10,7 +10,7 @@ from torch import Tensor
 from prism_dml.selection.discriminant import ball_density, class_sums
 
 MOST_CANDIDATES = 16
-"""Classes that are considered for a sample: the given one and the most likely others."""
+"""Classes considered for a sample: the given one and those with the most votes; beside them the most likely ones."""
 
 DRAWN = 24
 """Further classes, drawn at random: they stand for all the others. Were the given class always considered, and others
@@ -38,6 +38,7 @@ class Candidates:
         samples: (N,) numbers of the samples in the data set.
         voted: (N, MOST_CANDIDATES) the given class, then those with the most votes; -1: no more. Fewer columns where
             there are fewer neighbours.
+        supported: (N,) bool, whether the given class has as many votes as the last of those.
         drawn: (N, DRAWN) classes drawn at random.
         neighbours: (N, K) sample numbers of the nearest neighbours, best first.
         kernel: (N, K) weight of each neighbour's vote, in [0, 1].
@@ -46,6 +47,7 @@ class Candidates:
 
     samples: Tensor
     voted: Tensor
+    supported: Tensor
     drawn: Tensor
     neighbours: Tensor
     kernel: Tensor
@@ -57,7 +59,7 @@ class ClassEvidence:
     """What is known of n samples and M candidate classes of each.
 
     Attributes:
-        classes: (n, M) class numbers: the given one, the most likely others, and DRAWN drawn ones.
+        classes: (n, M) class numbers: those voted for, see `Candidates`, the most likely others, and DRAWN drawn ones.
         density: (n, M) log-density under each candidate as a ball about its trusted members' mean, up to a constant.
         stands_for: (n, M) number of classes that each is an example of; 0: none, the column is empty.
         affinity: (n,) see `Candidates`.
@@ -92,12 +94,13 @@ def find_candidates(
         _candidates_of(labels, similarities[part], neighbours[part], labels[part])
         for part in torch.split(rows, CHUNK)
     ]
-    voted, kernel = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    voted, supported, kernel = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(num_classes, (len(labels), DRAWN), generator=generator)[rows.cpu()].to(voted)
     return Candidates(
         samples=rows,
         voted=voted,
+        supported=supported,
         drawn=drawn,
         neighbours=neighbours[rows],
         kernel=kernel,
@@ -115,8 +118,8 @@ def affinity(similarities: Tensor) -> Tensor:
 
 def _candidates_of(
     labels: Tensor, similarities: Tensor, neighbours: Tensor, given: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Classes voted for (n, M - DRAWN), -1 if none, and kernel (n, K) of a chunk of samples."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Classes voted for (n, m), -1 if none, whether the given one is (n,), and kernel (n, K) of a chunk of samples."""
     kernel = ((similarities - similarities[:, :1]) / _TEMPERATURE).exp()
     # Equal labels side by side, the given one with no weight of its own among them: each run is a class.
     voted = torch.cat([labels[neighbours], given[:, None]], dim=1)  # (n, K + 1)
@@ -130,9 +133,11 @@ def _candidates_of(
         1, run, torch.zeros_like(voted, dtype=votes.dtype), "amax"
     )
     votes.scatter_add_(1, run[:, :-1], kernel)
+    own = votes.gather(1, run[:, -1:])
     votes.scatter_(1, run[:, -1:], torch.inf)  # the given class comes first
-    best = votes.topk(min(MOST_CANDIDATES, votes.shape[1]), dim=1).indices
-    return class_of_run.gather(1, best), kernel
+    most, best = votes.topk(min(MOST_CANDIDATES, votes.shape[1]), dim=1)
+    supported = (own > 0) & (own >= most[:, -1:])
+    return class_of_run.gather(1, best), supported.squeeze(1), kernel
 
 
 def weigh_candidates(
@@ -140,12 +145,13 @@ def weigh_candidates(
 ) -> ClassEvidence:
     """Evidence for the candidates of some samples, by the samples that are trusted; a sample has no say on itself.
 
-    Considered are the given class, the others that are most likely, and the drawn ones for the rest. Where to look at
-    all classes would cost too much, those with the most votes are taken for the most likely: where labels are mostly
-    wrong, or few, the right class is often not among them, and what is among them is then believed too much.
+    Considered are the given class, those with the most votes, the most likely others, and the drawn ones for the rest.
+    Where to look at all classes would cost too much, there are no most likely others: where most labels are wrong, the
+    right class is often not among those voted for, and what is among them is then believed too much.
 
-    Neighbours have no other say: those of a wrong label often have the same wrong one, as images that look alike were
-    labelled together, or were drawn together by a network that had learned their labels by heart.
+    Neighbours have no say beyond the class means in whether a label is right: those of a wrong label often have the
+    same wrong one, as images that look alike were labelled together, or were drawn together by a network that had
+    learned their labels by heart.
 
     Args:
         candidates: of these samples and perhaps others.
@@ -163,15 +169,16 @@ def weigh_candidates(
     every = len(mass) <= max(_EVERY // len(labels), _FETCH * (MOST_CANDIDATES + DRAWN))
     found = []
     for part in torch.split(rows, max(1, min(CHUNK, _NUMBERS // len(mass))) if every else CHUNK):
-        samples, drawn = candidates.samples[part], candidates.drawn[part]
+        samples, voted, drawn = candidates.samples[part], candidates.voted[part], candidates.drawn[part]
         row, given, own = whitened[samples], labels[samples], trust[samples]
         if every:
             dots = row @ sums.T  # (n, C)
             density = ball_density(dots, lengths.expand_as(dots), mass.expand_as(dots), given, own, row)
-            classes, stands_for = _and_drawn(_most_likely(density, given), drawn, len(mass))
+            named = torch.cat([voted, _most_likely(density, voted)], dim=1)
+            classes, stands_for = _and_drawn(named, drawn, len(mass))
             density = density.gather(1, classes)
         else:
-            classes, stands_for = _and_drawn(candidates.voted[part], drawn, len(mass))
+            classes, stands_for = _and_drawn(voted, drawn, len(mass))
             dots = torch.bmm(sums[classes], row[:, :, None]).squeeze(2)
             first = torch.zeros_like(given)  # the column of the given class
             density = ball_density(dots, lengths[classes], mass[classes], first, own, row)
@@ -186,11 +193,12 @@ def weigh_candidates(
     )
 
 
-def _most_likely(density: Tensor, given: Tensor) -> Tensor:
-    """The given class and those of the greatest density (n, C) beside it; (n, at most MOST_CANDIDATES)."""
-    others = density.scatter(1, given[:, None], -torch.inf)
-    best = others.topk(min(MOST_CANDIDATES, density.shape[1]) - 1, dim=1).indices
-    return torch.cat([given[:, None], best], dim=1)
+def _most_likely(density: Tensor, voted: Tensor) -> Tensor:
+    """Classes of the greatest density (n, C) beside those voted for; (n, at most MOST_CANDIDATES - 1), -1: no more."""
+    given = voted[:, :1]
+    others = density.scatter(1, torch.where(voted < 0, given, voted), -torch.inf)
+    most, best = others.topk(min(MOST_CANDIDATES, density.shape[1]) - 1, dim=1)
+    return best.masked_fill(most == -torch.inf, -1)
 
 
 def _and_drawn(named: Tensor, drawn: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ _HEAP = (
 _FIRST = 10_000  # samples that the first model is fitted to
 _NEAR = 1 / 8  # of the data: the neighbours whose agreement says how far a sample counts, at most,
 _LEAST_NEIGHBOURS = 3  # and at least
+_MOST_VOTE_ODDS, _HALVINGS = 1000.0, 20
 _RARELY = 1 / 20  # of the wins that its members would have elsewhere: a class that hardly ever wins
 
 
@@ -41,8 +42,9 @@ class LabelJudgement:
         noise_rate: share of wrong labels in [0, 1], the mean of what is missing to 1.
         rate_error: its standard error.
         candidates: what the neighbours say.
-        classes: (N, M) the classes considered, the given one first, then the most likely others.
+        classes: (N, M) the classes considered, the given one first.
         chances: (N, M) probability of each; what is missing to 1 is that of all others, and of none.
+        nowhere: (N,) probability of no class.
     """
 
     suggested: Tensor
@@ -52,6 +54,7 @@ class LabelJudgement:
     candidates: Candidates
     classes: Tensor
     chances: Tensor
+    nowhere: Tensor
 
     @property
     def clean_probability(self) -> Tensor:
@@ -131,6 +134,31 @@ def least_rate(whitened: Tensor, labels: Tensor, trust: Tensor) -> float:
     return float((share.mean() - 2 * share.std(correction=0) / len(share) ** 0.5).clamp(0, 1))
 
 
+def vote_odds(model: LabelModel, evidence: ClassEvidence, candidates: Candidates) -> float:
+    """By what factor the neighbours' votes raise a class's odds: right labels are then voted for as often as they are.
+
+    At least 1. The label model is left without it: neighbours may share a wrong label.
+
+    Args:
+        model: as fitted.
+        evidence: on all N samples.
+        candidates: of these.
+    """
+    step = -(-len(candidates.supported) // _FIRST)
+    evidence, supported = evidence[::step], candidates.supported[::step].double()
+    prior, right = model.prior(evidence), model(evidence).classes[:, 0]
+    voted = prior[:, 1 : candidates.voted.shape[1]].sum(dim=1) + prior[:, 0] * supported
+    low, high = 0.0, _MOST_VOTE_ODDS
+    for _ in range(_HALVINGS):
+        odds = (low + high) / 2
+        expected = odds * voted / (1 + (odds - 1) * voted)
+        if float((right * (expected - supported)).sum()) < 0:
+            low = odds
+        else:
+            high = odds
+    return max(low, 1.0)
+
+
 def deal(labels: Tensor) -> Tensor:
     """A fold for each sample, (N,): those of a class are spread evenly, in an order without meaning."""
     generator = torch.Generator().manual_seed(0)
@@ -168,7 +196,14 @@ def _judgement(
     rarely = (members >= _HEAP) & (wins < _RARELY * members * belief.wins.double().mean())
     heap = rarely[labels] & (belief.knowledge > 0.5)
     clean = torch.where(heap, given / 2, given)
-    others = belief.classes[:, 1:-DRAWN] * ((1 - clean) / (1 - given).clamp(min=1e-9))[:, None]
+    # Whether a label is right is not the neighbours' to say, but if it is wrong, they know of what else it may be.
+    others = belief.classes[:, 1:]
+    weights = torch.ones_like(others[0])
+    weights[: candidates.voted.shape[1] - 1] = vote_odds(model, evidence, candidates)
+    share = (
+        others.sum(dim=1) / (others @ weights).clamp(min=1e-30) * (1 - clean) / (1 - given).clamp(min=1e-9)
+    )
+    others = (others * weights)[:, :-DRAWN] * share[:, None]
     first = clean.masked_fill(heap, 0.0)[:, None]
     probability, best = torch.cat([first, others], dim=1).max(dim=1)
     return LabelJudgement(
@@ -179,4 +214,5 @@ def _judgement(
         candidates=candidates,
         classes=evidence.classes[:, :-DRAWN],
         chances=torch.cat([clean[:, None], others], dim=1),
+        nowhere=(1 - belief.classes.sum(dim=1)).clamp(min=0),
     )

@@ -14,7 +14,7 @@ from prism_dml.selection.candidates import DRAWN, ClassEvidence
 # Of the parameters b (before softplus) and r, below: the middle of a Gaussian prior, and one over its variance. b is
 # held to a slope of about 1, as where densities are right: of few samples that are all about equally clear, "all are
 # hard", a slope near 0, explains wrong labels as well as r does.
-_PRIOR, _STRENGTH = (0.5, -3.0), (1.0, 0.2)
+_PRIOR, _STRENGTH = (0.5, -3.0), (10.0, 0.2)
 _FLIP_STRENGTH = (
     5.0  # of the prior of each flip's logarithm: as if seen some five times as often as any other
 )
@@ -122,6 +122,11 @@ class LabelModel:
     def __call__(self, evidence: ClassEvidence) -> Posterior:
         """Beliefs about n samples."""
         return self._posterior(self.parameters, evidence)
+
+    @torch.no_grad()
+    def prior(self, evidence: ClassEvidence) -> Tensor:
+        """Probability (n, M) of each candidate before the label is seen, were all of some class."""
+        return self._joint(self.parameters, self.flips, evidence)[2]
 
     def rate_error(self, evidence: ClassEvidence) -> float:
         """Standard error of the mean probability of a wrong label: of the parameters, and of n draws."""
