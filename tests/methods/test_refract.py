@@ -148,7 +148,7 @@ def test_weights_of_all_classes_sum_to_one(count: int, rate: float) -> None:
     chances = torch.tensor(
         [[0.0] * 5, [1.0] + [0.0] * 4, [0.4, 0.3, 0.2, 0.15, 0.05], [0.1, 0.1, 0.0, 0.0, 0.0]]
     )
-    nowhere = torch.tensor([1.0, 0.0, 0.1, 0.0])
+    nowhere = torch.tensor([0.0, 0.0, 0.1, 0.0])
     judged = Judged(torch.zeros(4, 5, dtype=torch.long), chances, chances[:, 0], chances[:, 0], nowhere, rate)
     weights, anywhere = _weigh(judged, count)
     assert (weights >= 0).all() and (anywhere >= 0).all()

@@ -193,14 +193,15 @@ def _weigh(judged: Judged, num_classes: int) -> tuple[Tensor, Tensor]:
 
     The probability q_k of a class is taken as proportional to e_k T_k: what the evidence says for it, and how often the
     given label is seen in that class, 1 - r or r / (C - 1). The weight is e_k^EVIDENCE T_k, up to a constant. What is
-    of no class counts as one of the other classes, whichever. Classes that are not listed have no weight: with it, mostly
-    wrong labels taught too little.
+    of no class counts as one of the other classes, whichever. Classes that are not listed have no weight, as labels of
+    which most are wrong taught too little with it; but a sample that is of none of those listed counts as of no class.
     """
     rate = min(max(judged.rate, _LEAST_RATE), 1 - _LEAST_RATE)
     seen = torch.full_like(judged.chances[0], rate / max(num_classes - 1, 1))
     seen[0] = 1 - rate
     weights = judged.chances**EVIDENCE * seen ** (1 - EVIDENCE)
-    anywhere = (judged.nowhere / num_classes) ** EVIDENCE * seen[1] ** (1 - EVIDENCE)
+    lost = judged.chances.sum(dim=1) + judged.nowhere <= 0
+    anywhere = (judged.nowhere.masked_fill(lost, 1.0) / num_classes) ** EVIDENCE * seen[1] ** (1 - EVIDENCE)
     whole = weights.sum(dim=1) + num_classes * anywhere
     return weights / whole[:, None], anywhere / whole
 
