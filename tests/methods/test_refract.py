@@ -125,6 +125,17 @@ def test_a_judgement_names_the_given_class_and_the_most_probable_others(labels: 
         assert len(listed) == len(set(listed)), "no class twice"
 
 
+def test_a_class_without_images_is_never_another_label(labels: Tensor) -> None:
+    """Its images could not be read; samples far from everything are not nearer to it."""
+    images = images_of(TRUTH)
+    stranger = torch.arange(COUNT) % 10 == 9
+    images[stranger] = 5 * draw(3, int(stranger.sum()))
+    gone = (TRUTH == 3) | (labels == 3)
+    judged = _judge(normalize(images.flatten(1), dim=1) * ~gone[:, None], labels)
+    assert gone.any() and not (judged.classes[~gone] == 3).any() and not (judged.suggested[~gone] == 3).any()
+    assert (judged.clean[gone] == 1).all() and torch.equal(judged.suggested[gone], labels[gone])
+
+
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_of_few_classes_no_other_is_made_up(count: int) -> None:
     truth = torch.arange(COUNT) % count
@@ -146,13 +157,15 @@ def test_of_few_classes_no_other_is_made_up(count: int) -> None:
 @pytest.mark.parametrize("count", [1, 2, 1000])
 def test_weights_of_all_classes_sum_to_one(count: int, rate: float) -> None:
     chances = torch.tensor(
-        [[0.0] * 5, [1.0] + [0.0] * 4, [0.4, 0.3, 0.2, 0.15, 0.05], [0.1, 0.1, 0.0, 0.0, 0.0]]
+        [[1e-12] + [0.0] * 4, [1.0] + [0.0] * 4, [0.4, 0.3, 0.2, 0.15, 0.05], [0.1, 0.1, 0.0, 0.0, 0.0]]
     )
     nowhere = torch.tensor([0.0, 0.0, 0.1, 0.0])
     judged = Judged(torch.zeros(4, 5, dtype=torch.long), chances, chances[:, 0], chances[:, 0], nowhere, rate)
     weights, anywhere = _weigh(judged, count)
     assert (weights >= 0).all() and (anywhere >= 0).all()
     torch.testing.assert_close(weights.sum(dim=1) + count * anywhere, torch.ones(4))
+    assert weights[0].sum() < 1e-3, "none of the listed classes: of no class"
+    assert anywhere[1] == anywhere[3] == 0
 
 
 def test_the_loss_is_the_likelihood_of_the_labels(looked: Refract, labels: Tensor) -> None:

@@ -31,9 +31,9 @@ EVIDENCE = 0.5
 """What the judge's evidence on a class counts beside the network's: half, as both see the same image."""
 
 NEIGHBOURS, EXACT_UP_TO = 64, 5_000
-"""Nearest neighbours that name the classes which a sample may belong to; on a CPU, of more samples nearly the nearest:
-they only propose."""
+"""Nearest neighbours that help to name the class of a sample; on a CPU, of more samples nearly the nearest."""
 
+_LEAST_LISTED = 1e-3  # of the probability: below it a sample is taken to be of none of the listed classes
 _LEAST_RATE = 1e-3  # so far the rate is kept from 0 and 1, that it alone makes no weight 0
 
 
@@ -81,8 +81,8 @@ class Refract(Method):
     no class, as if for any. So the network settles, step by step, which of them the sample is. No noise rate, and no
     memory of embeddings.
 
-    A step costs O(B.C.D) beside the network. A look costs a forward pass of the N samples, and O(N^1.5.D) time for
-    their neighbours, on an accelerator O(N^2.D). What is believed takes 65 bytes a sample.
+    A step costs O(B.C.D) beside the network. A look costs a forward pass of the N samples, O(N.C.D) time, and
+    O(N^1.5.D) for their neighbours, on an accelerator O(N^2.D). What is believed takes 65 bytes a sample.
     Source: PRISM (Liu et al., CVPR 2021), sec. 3, for trust by the similarity to class means; normalised softmax: Zhai
     and Wu, BMVC 2019; the likelihood of a noisy label: Patrini et al., CVPR 2017; the rest is ours.
     """
@@ -200,7 +200,7 @@ def _weigh(judged: Judged, num_classes: int) -> tuple[Tensor, Tensor]:
     seen = torch.full_like(judged.chances[0], rate / max(num_classes - 1, 1))
     seen[0] = 1 - rate
     weights = judged.chances**EVIDENCE * seen ** (1 - EVIDENCE)
-    lost = judged.chances.sum(dim=1) + judged.nowhere <= 0
+    lost = judged.chances.sum(dim=1) + judged.nowhere < _LEAST_LISTED
     anywhere = (judged.nowhere.masked_fill(lost, 1.0) / num_classes) ** EVIDENCE * seen[1] ** (1 - EVIDENCE)
     whole = weights.sum(dim=1) + num_classes * anywhere
     return weights / whole[:, None], anywhere / whole
@@ -212,17 +212,18 @@ def _judge(embeddings: Tensor, labels: Tensor, exact_up_to: int | None = None) -
     suggested, probability = labels.clone(), torch.ones_like(chances[:, 0])
     nowhere = torch.zeros_like(probability)
     found = (embeddings != 0).any(dim=1).nonzero().squeeze(1)
-    if len(torch.unique(labels[found])) < 2:  # nothing to choose from
+    present, inside = torch.unique(labels[found], return_inverse=True)
+    if len(present) < 2:  # nothing to choose from
         return Judged(classes, chances, suggested, probability, nowhere, 0.0)
     rows = embeddings[found]
     near, neighbours = neighbour_graph(rows, min(NEIGHBOURS, len(rows) - 1), exact_up_to)
-    judgement = judge_labels(rows, labels[found], near, neighbours)
+    judgement = judge_labels(rows, inside, near, neighbours)
     given, others = judgement.chances[:, :1], judgement.chances[:, 1:]
     best, column = others.topk(min(OTHERS, others.shape[1]), dim=1)
     width = 1 + best.shape[1]
-    classes[found, 1:width] = judgement.classes.gather(1, 1 + column)
+    classes[found, 1:width] = present[judgement.classes.gather(1, 1 + column)]
     chances[found, :width] = torch.cat([given, best], dim=1).to(chances)
-    suggested[found] = judgement.suggested
+    suggested[found] = present[judgement.suggested]
     probability[found] = judgement.suggested_probability.to(probability)
     nowhere[found] = judgement.nowhere.to(nowhere)
     return Judged(classes, chances, suggested, probability, nowhere, judgement.noise_rate)

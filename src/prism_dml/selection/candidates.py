@@ -1,4 +1,4 @@
-"""The few classes that a sample may belong to, and what the trusted members of each say of it."""
+"""The classes that a sample may belong to, and what the trusted members of each say of it."""
 
 from __future__ import annotations
 
@@ -7,25 +7,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prism_dml.selection.discriminant import ball_density, class_sums
+from prism_dml.selection.discriminant import ClassBalls
 
-MOST_CANDIDATES = 16
-"""Classes considered for a sample: the given one and those with the most votes; beside them the most likely ones."""
+MOST_VOTED, MOST_LIKELY = 16, 15
+"""Classes considered for a sample: the given one and those with the most votes; and of the others the likeliest."""
 
 DRAWN = 24
 """Further classes, drawn at random: they stand for all the others. Were the given class always considered, and others
 only for what speaks for them, being given would make it likely."""
 
 CHUNK = 4096
-"""Samples looked at together, at most: bounds the memory to CHUNK x (MOST_CANDIDATES + DRAWN) x D."""
+"""Samples looked at together, at most."""
 
-_NUMBERS = 1 << 24  # densities of samples under classes that are looked at together
+_NUMBERS = 1 << 24  # densities of samples under all classes that are looked at together
 
-_EVERY = 1 << 30  # densities in all up to which each sample is compared with every class
+_EVERY = 1 << 30  # densities up to which each sample is compared with every class, five times in all
 
-_FETCH = (
-    100  # products of a row with sums that lie in a row, in the time that it takes to fetch one from anywhere
-)
+_FETCH = 100  # products with classes that lie in a row, in the time that it takes to fetch one from anywhere
 
 _TEMPERATURE = 0.1  # of the neighbours' votes, in cosine
 
@@ -36,9 +34,9 @@ class Candidates:
 
     Attributes:
         samples: (N,) numbers of the samples in the data set.
-        voted: (N, MOST_CANDIDATES) the given class, then those with the most votes; -1: no more. Fewer columns where
+        voted: (N, MOST_VOTED) the given class, then those with the most votes; -1: no more. Fewer columns where
             there are fewer neighbours.
-        supported: (N,) bool, whether the given class has as many votes as the last of those.
+        given_voted: (N,) bool, whether the given class has as many votes as the last of those.
         drawn: (N, DRAWN) classes drawn at random.
         neighbours: (N, K) sample numbers of the nearest neighbours, best first.
         kernel: (N, K) weight of each neighbour's vote, in [0, 1].
@@ -47,7 +45,7 @@ class Candidates:
 
     samples: Tensor
     voted: Tensor
-    supported: Tensor
+    given_voted: Tensor
     drawn: Tensor
     neighbours: Tensor
     kernel: Tensor
@@ -94,13 +92,13 @@ def find_candidates(
         _candidates_of(labels, similarities[part], neighbours[part], labels[part])
         for part in torch.split(rows, CHUNK)
     ]
-    voted, supported, kernel = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    voted, given_voted, kernel = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(num_classes, (len(labels), DRAWN), generator=generator)[rows.cpu()].to(voted)
     return Candidates(
         samples=rows,
         voted=voted,
-        supported=supported,
+        given_voted=given_voted,
         drawn=drawn,
         neighbours=neighbours[rows],
         kernel=kernel,
@@ -135,9 +133,9 @@ def _candidates_of(
     votes.scatter_add_(1, run[:, :-1], kernel)
     own = votes.gather(1, run[:, -1:])
     votes.scatter_(1, run[:, -1:], torch.inf)  # the given class comes first
-    most, best = votes.topk(min(MOST_CANDIDATES, votes.shape[1]), dim=1)
-    supported = (own > 0) & (own >= most[:, -1:])
-    return class_of_run.gather(1, best), supported.squeeze(1), kernel
+    most, best = votes.topk(min(MOST_VOTED, votes.shape[1]), dim=1)
+    given_voted = (own > 0) & (own >= most[:, -1:])
+    return class_of_run.gather(1, best), given_voted.squeeze(1), kernel
 
 
 def weigh_candidates(
@@ -161,27 +159,24 @@ def weigh_candidates(
         rows: (n,) which rows of `candidates` are wanted.
 
     Returns:
-        The evidence of n samples. O(n C D + N D) time; of many samples and classes O(n M D + N D).
+        The evidence of n samples. O(n C D + N D) time; above 4,000 classes and 2^30 densities O(n M D + N D).
     """
-    sums, mass = class_sums(whitened, labels, trust)
-    lengths = (sums * sums).sum(dim=1)  # (C,)
-    heard = torch.bincount(labels[trust > 0], minlength=len(mass))
-    every = len(mass) <= max(_EVERY // len(labels), _FETCH * (MOST_CANDIDATES + DRAWN))
+    balls = ClassBalls(whitened, labels, trust)
+    count = len(balls.mass)
+    heard = torch.bincount(labels[trust > 0], minlength=count)
+    every = count <= max(_EVERY // len(labels), _FETCH * (MOST_VOTED + DRAWN))
     found = []
-    for part in torch.split(rows, max(1, min(CHUNK, _NUMBERS // len(mass))) if every else CHUNK):
-        samples, voted, drawn = candidates.samples[part], candidates.voted[part], candidates.drawn[part]
+    for part in torch.split(rows, max(1, min(CHUNK, _NUMBERS // count)) if every else CHUNK):
+        samples, named, drawn = candidates.samples[part], candidates.voted[part], candidates.drawn[part]
         row, given, own = whitened[samples], labels[samples], trust[samples]
         if every:
-            dots = row @ sums.T  # (n, C)
-            density = ball_density(dots, lengths.expand_as(dots), mass.expand_as(dots), given, own, row)
-            named = torch.cat([voted, _most_likely(density, voted)], dim=1)
-            classes, stands_for = _and_drawn(named, drawn, len(mass))
+            density = balls.density(row, given, own)  # (n, C)
+            named = torch.cat([named, _most_likely(density, named)], dim=1)
+            classes, stands_for = _and_drawn(named, drawn, count)
             density = density.gather(1, classes)
         else:
-            classes, stands_for = _and_drawn(voted, drawn, len(mass))
-            dots = torch.bmm(sums[classes], row[:, :, None]).squeeze(2)
-            first = torch.zeros_like(given)  # the column of the given class
-            density = ball_density(dots, lengths[classes], mass[classes], first, own, row)
+            classes, stands_for = _and_drawn(named, drawn, count)
+            density = balls.density(row, given, own, classes)
         found.append((classes, density, stands_for))
     classes, density, stands_for = (torch.cat(tensors) for tensors in zip(*found, strict=True))
     return ClassEvidence(
@@ -194,10 +189,10 @@ def weigh_candidates(
 
 
 def _most_likely(density: Tensor, voted: Tensor) -> Tensor:
-    """Classes of the greatest density (n, C) beside those voted for; (n, at most MOST_CANDIDATES - 1), -1: no more."""
+    """Classes of the greatest density (n, C) beside those voted for; (n, at most MOST_LIKELY), -1: no more."""
     given = voted[:, :1]
     others = density.scatter(1, torch.where(voted < 0, given, voted), -torch.inf)
-    most, best = others.topk(min(MOST_CANDIDATES, density.shape[1]) - 1, dim=1)
+    most, best = others.topk(min(MOST_LIKELY, density.shape[1] - 1), dim=1)
     return best.masked_fill(most == -torch.inf, -1)
 
 
@@ -206,4 +201,5 @@ def _and_drawn(named: Tensor, drawn: Tensor, num_classes: int) -> tuple[Tensor, 
     there = named >= 0
     new = (drawn[:, :, None] != named[:, None, :]).all(dim=2)  # (n, DRAWN)
     rest = (num_classes - there.sum(dim=1, keepdim=True)) / new.sum(dim=1, keepdim=True).clamp(min=1)
-    return torch.cat([named.clamp(min=0), drawn], dim=1), torch.cat([there.float(), rest * new], dim=1)
+    classes = torch.cat([torch.where(there, named, named[:, :1]), drawn], dim=1)
+    return classes, torch.cat([there.float(), rest * new], dim=1)

@@ -14,7 +14,7 @@ from prism_dml.selection.candidates import (
     find_candidates,
     weigh_candidates,
 )
-from prism_dml.selection.discriminant import ball_density, class_sums, whiten
+from prism_dml.selection.discriminant import ClassBalls, whiten
 from prism_dml.selection.label_model import LabelModel
 from prism_dml.selection.noise_rate import implausibility
 
@@ -28,7 +28,7 @@ _HEAP = (
 _FIRST = 10_000  # samples that the first model is fitted to
 _NEAR = 1 / 8  # of the data: the neighbours whose agreement says how far a sample counts, at most,
 _LEAST_NEIGHBOURS = 3  # and at least
-_MOST_VOTE_ODDS, _HALVINGS = 1000.0, 20
+_MOST_VOTE_ODDS, _HALVINGS = 100.0, 20
 _RARELY = 1 / 20  # of the wins that its members would have elsewhere: a class that hardly ever wins
 
 
@@ -42,7 +42,7 @@ class LabelJudgement:
         noise_rate: share of wrong labels in [0, 1], the mean of what is missing to 1.
         rate_error: its standard error.
         candidates: what the neighbours say.
-        classes: (N, M) the classes considered, the given one first.
+        classes: (N, M) the classes considered, the given one first; it again where there are fewer.
         chances: (N, M) probability of each; what is missing to 1 is that of all others, and of none.
         nowhere: (N,) probability of no class.
     """
@@ -66,7 +66,7 @@ class LabelJudgement:
 def judge_labels(
     embeddings: Tensor, labels: Tensor, similarities: Tensor, neighbours: Tensor
 ) -> LabelJudgement:
-    """Judge every label by the centres of the classes' trusted samples.
+    """Judge every label by the centres of the classes' trusted samples; neighbours help to name the right class.
 
     Trust is the probability that a label is right. What a label says of its fellows comes back to it through their
     trust, and wrong labels then confirm each other. So the samples are judged in folds, by the trust of the samples of
@@ -74,7 +74,7 @@ def judge_labels(
 
     Args:
         embeddings: (N, D) float32 unit vectors.
-        labels: (N,) given labels in [0, C), of at least two classes.
+        labels: (N,) given labels, each of [0, C) at least once, C at least 2.
         similarities: (N, K) cosines to the nearest neighbours, not increasing along a row.
         neighbours: (N, K) their sample numbers.
 
@@ -116,20 +116,16 @@ def least_rate(whitened: Tensor, labels: Tensor, trust: Tensor) -> float:
         labels: (N,) given labels.
         trust: (N,) weight of each sample.
     """
-    sums, mass = class_sums(whitened, labels, trust)
-    if len(mass) < 6:
+    balls = ClassBalls(whitened, labels, trust)
+    if len(balls.mass) < 6:
         return 0.0
-    lengths = (sums * sums).sum(dim=1)
     step = -(-len(labels) // _RANKED)
     shown = []
     for part in torch.split(torch.arange(0, len(labels), step, device=labels.device), 512):
-        rows, given = whitened[part], labels[part]
-        whole = (len(part), len(mass))
-        scores = ball_density(
-            rows @ sums.T, lengths.expand(whole), mass.expand(whole), given, trust[part], rows
-        )
+        given = labels[part]
+        scores = balls.density(whitened[part], given, trust[part])
         own = scores.gather(1, given[:, None]).squeeze(1)
-        shown.append(implausibility(scores, own, mass > 0, torch.ones_like(own).bool(), cut=0.8))
+        shown.append(implausibility(scores, own, balls.mass > 0, torch.ones_like(own).bool(), cut=0.8))
     share = torch.cat(shown).double()
     return float((share.mean() - 2 * share.std(correction=0) / len(share) ** 0.5).clamp(0, 1))
 
@@ -144,19 +140,24 @@ def vote_odds(model: LabelModel, evidence: ClassEvidence, candidates: Candidates
         evidence: on all N samples.
         candidates: of these.
     """
-    step = -(-len(candidates.supported) // _FIRST)
-    evidence, supported = evidence[::step], candidates.supported[::step].double()
-    prior, right = model.prior(evidence), model(evidence).classes[:, 0]
-    voted = prior[:, 1 : candidates.voted.shape[1]].sum(dim=1) + prior[:, 0] * supported
-    low, high = 0.0, _MOST_VOTE_ODDS
+    step = -(-len(candidates.given_voted) // _FIRST)
+    evidence, given_voted = evidence[::step], candidates.given_voted[::step].double()
+    prior, right = model.prior(evidence), model(evidence).classes[:, 0].double()
+    voted = prior[:, 1 : candidates.voted.shape[1]].sum(dim=1) + prior[:, 0] * given_voted
+    # and one more sample, of which nothing is known
+    voted, given_voted, right = (
+        torch.cat([values, values.new_tensor([value])])
+        for values, value in ((voted.double(), 0.5), (given_voted, 0.5), (right, 1.0))
+    )
+    low, high = 1.0, _MOST_VOTE_ODDS
     for _ in range(_HALVINGS):
         odds = (low + high) / 2
         expected = odds * voted / (1 + (odds - 1) * voted)
-        if float((right * (expected - supported)).sum()) < 0:
+        if float((right * (expected - given_voted)).sum()) < 0:
             low = odds
         else:
             high = odds
-    return max(low, 1.0)
+    return low
 
 
 def deal(labels: Tensor) -> Tensor:
@@ -196,14 +197,14 @@ def _judgement(
     rarely = (members >= _HEAP) & (wins < _RARELY * members * belief.wins.double().mean())
     heap = rarely[labels] & (belief.knowledge > 0.5)
     clean = torch.where(heap, given / 2, given)
+    scale = (1 - clean) / (1 - given).clamp(min=1e-9)
+    nowhere = ((1 - belief.classes.sum(dim=1)) * scale).clamp(0, 1)
     # Whether a label is right is not the neighbours' to say, but if it is wrong, they know of what else it may be.
     others = belief.classes[:, 1:]
-    weights = torch.ones_like(others[0])
-    weights[: candidates.voted.shape[1] - 1] = vote_odds(model, evidence, candidates)
-    share = (
-        others.sum(dim=1) / (others @ weights).clamp(min=1e-30) * (1 - clean) / (1 - given).clamp(min=1e-9)
-    )
-    others = (others * weights)[:, :-DRAWN] * share[:, None]
+    before = others.sum(dim=1)
+    others[:, : candidates.voted.shape[1] - 1] *= vote_odds(model, evidence, candidates)
+    scale = scale * before / others.sum(dim=1).clamp(min=1e-30)
+    others = others[:, :-DRAWN] * scale[:, None]
     first = clean.masked_fill(heap, 0.0)[:, None]
     probability, best = torch.cat([first, others], dim=1).max(dim=1)
     return LabelJudgement(
@@ -214,5 +215,5 @@ def _judgement(
         candidates=candidates,
         classes=evidence.classes[:, :-DRAWN],
         chances=torch.cat([clean[:, None], others], dim=1),
-        nowhere=(1 - belief.classes.sum(dim=1)).clamp(min=0),
+        nowhere=nowhere,
     )

@@ -19,30 +19,49 @@ def class_sums(embeddings: Tensor, labels: Tensor, trust: Tensor) -> tuple[Tenso
     return sums, trust.new_zeros(num_classes).index_add_(0, labels, trust)
 
 
-def ball_density(
-    dots: Tensor, squares: Tensor, mass: Tensor, given: Tensor, own: Tensor, rows: Tensor
-) -> Tensor:
-    """Log-density of whitened rows under each class as a ball about its mean, up to a constant; leave-one-out.
+class ClassBalls:
+    """Every class as a ball about the mean of its trusted members.
 
     Args:
-        dots: (n, M) products of the rows with the sums of M classes each.
-        squares: (n, M) squared lengths of those sums.
-        mass: (n, M) mass of those classes.
-        given: (n,) which of the M is the given class, in whose sum the row itself is,
-        own: (n,) with this weight.
-        rows: (n, D) whitened embeddings.
-
-    Returns:
-        (n, M).
+        whitened: (N, D) float32, see `whiten`.
+        labels: (N,) given labels in [0, C).
+        trust: (N,) weight of each sample as a member of its class, in [0, 1].
     """
-    column, own = given[:, None], own[:, None]
-    length = (rows * rows).sum(dim=1, keepdim=True)
-    squares = squares.scatter_add(1, column, own * (own * length - 2 * dots.gather(1, column)))
-    dots = dots.scatter_add(1, column, -own * length)
-    members = mass.scatter_add(1, column, -own).clamp(min=0) + _UNSEEN
-    # The mean of few members is off by about D / members, squared, and then looks farther away than it is.
-    square = (squares / members**2 - rows.shape[1] / members).clamp(min=0)
-    return dots / members - square / 2
+
+    def __init__(self, whitened: Tensor, labels: Tensor, trust: Tensor) -> None:
+        self.sums, self.mass = class_sums(whitened, labels, trust)
+        self.lengths = (self.sums * self.sums).sum(dim=1)
+        members = self.mass + _UNSEEN
+        self.means, self.offsets = self.sums / members[:, None], self._offset(self.lengths, members)
+
+    def _offset(self, lengths: Tensor, members: Tensor) -> Tensor:
+        """Half the squared length of means, by that of the sums and their members."""
+        # The mean of few members is off by about D / members, squared, and then looks farther away than it is.
+        return (lengths / members**2 - self.sums.shape[1] / members).clamp(min=0) / 2
+
+    def density(self, rows: Tensor, given: Tensor, own: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Log-density of rows under classes, up to a constant of each row; of the given class without the row itself.
+
+        Args:
+            rows: (n, D) whitened.
+            given: (n,) the given classes, in whose sums the rows are,
+            own: (n,) with this weight.
+            classes: (n, M) classes wanted, the given one first; None: all.
+
+        Returns:
+            (n, M), or (n, C). O(n M D) or O(n C D) time.
+        """
+        column = given[:, None]
+        if classes is None:
+            density = torch.addmm(-self.offsets, rows, self.means.T)
+        else:
+            density = torch.bmm(self.means[classes], rows[:, :, None]).squeeze(2) - self.offsets[classes]
+            column = torch.zeros_like(column)
+        length, dots = (rows * rows).sum(dim=1), (rows * self.sums[given]).sum(dim=1)
+        members = (self.mass[given] - own).clamp(min=0) + _UNSEEN
+        offset = self._offset(self.lengths[given] + own * (own * length - 2 * dots), members)
+        alone = (dots - own * length) / members - offset
+        return density.scatter_(1, column, alone[:, None])
 
 
 def whiten(embeddings: Tensor, labels: Tensor, trust: Tensor) -> Tensor:

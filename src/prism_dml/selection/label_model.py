@@ -1,4 +1,4 @@
-"""How likely each class is for a sample, given what its neighbours say and the label that it was given."""
+"""How likely each class is for a sample, given its density under the classes and the label that it was given."""
 
 from __future__ import annotations
 
