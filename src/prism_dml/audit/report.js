@@ -472,7 +472,7 @@ function headline() {
   byId("lead").textContent =
     `of the ${whole(overview.samples)} labels are wrong, as far as the embeddings tell ` +
     `(95 % interval: ${percent(low, 1)} to ${percent(high, 1)}). ${whole(overview.issues)} look wrong one by one.`;
-  byId("kinds").textContent = Object.entries(overview.kinds).map(([kind, count]) => `${whole(count)} ${kind}`).join(" · ");
+  byId("kinds").textContent = Object.entries(overview.kinds).map(([kind, count]) => `${kind}: ${whole(count)}`).join(" · ");
   byId("start").disabled = total === 0;
   byId("limit").hidden = total === overview.issues;
   byId("limit").textContent = `The ${whole(total)} most suspicious of ${whole(overview.issues)} are shown.`;
