@@ -13,8 +13,9 @@ from prism_dml.selection.candidates import DRAWN, ClassEvidence
 
 # Of the parameters b (before softplus) and r, below: the middle of a Gaussian prior, and one over its variance. b is
 # held to a slope of about 1, as where densities are right: of few samples that are all about equally clear, "all are
-# hard", a slope near 0, explains wrong labels as well as r does.
-_PRIOR, _STRENGTH = (0.5, -3.0), (10.0, 0.2)
+# hard", a slope near 0, explains wrong labels as well as r does. Of thousands whose labels are mostly wrong the two
+# differ by less than the model is off, so b is held the firmer, the more there are; for a few hundred that is too firm.
+_PRIOR, _STRENGTH, _FIRMEST, _FIRMER_FROM = (0.5, -3.0), (1.0, 0.2), 10.0, 250
 _FLIP_STRENGTH = (
     5.0  # of the prior of each flip's logarithm: as if seen some five times as often as any other
 )
@@ -149,6 +150,7 @@ class LabelModel:
     def _loss(self, parameters: Tensor, flips: Tensor | None, evidence: ClassEvidence) -> Tensor:
         prior, strength = (torch.tensor(pair, dtype=parameters.dtype) for pair in (_PRIOR, _STRENGTH))
         _, label, _ = self._joint(parameters, flips, evidence)
+        strength[0] *= min(max(len(label) / _FIRMER_FROM, 1.0), _FIRMEST)
         penalty = (strength * (parameters - prior) ** 2).sum() / 2
         if flips is not None:
             penalty = penalty + _FLIP_STRENGTH / 2 * (flips**2).sum()
