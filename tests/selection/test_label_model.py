@@ -283,16 +283,12 @@ def test_votes_tell_what_a_wrong_label_should_be_not_whether_it_is_wrong(monkeyp
     unasked = judge_labels(rows, labels, *near)
     assert torch.equal(found.clean_probability, unasked.clean_probability)
     assert found.noise_rate == unasked.noise_rate
-    wrong = labels != truth
-    right, without = (
-        (judgement.chances[:, 1:].argmax(dim=1, keepdim=True) + 1, judgement.classes)
-        for judgement in (found, unasked)
-    )
-    right, without = (
-        (classes.gather(1, column).squeeze(1) == truth)[wrong].float().mean()
-        for column, classes in (right, without)
-    )
-    assert right > 1.2 * without
+
+    def right_of_the_wrong(judgement):
+        best = 1 + judgement.chances[:, 1:].argmax(dim=1, keepdim=True)
+        return (judgement.classes.gather(1, best).squeeze(1) == truth)[labels != truth].float().mean()
+
+    assert right_of_the_wrong(found) > 1.2 * right_of_the_wrong(unasked)
 
 
 @pytest.mark.parametrize("voted", [False, True])

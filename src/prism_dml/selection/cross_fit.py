@@ -28,7 +28,8 @@ _HEAP = (
 _FIRST = 10_000  # samples that the first model is fitted to
 _NEAR = 1 / 8  # of the data: the neighbours whose agreement says how far a sample counts, at most,
 _LEAST_NEIGHBOURS = 3  # and at least
-_MOST_VOTE_ODDS, _HALVINGS = 100.0, 20
+_MOST_VOTE_ODDS = 100.0  # where all right labels are voted for, any would do
+_HALVINGS = 20  # of the interval that these odds are in
 _RARELY = 1 / 20  # of the wins that its members would have elsewhere: a class that hardly ever wins
 
 
@@ -141,19 +142,15 @@ def vote_odds(model: LabelModel, evidence: ClassEvidence, candidates: Candidates
         candidates: of these.
     """
     step = -(-len(candidates.given_voted) // _FIRST)
-    evidence, given_voted = evidence[::step], candidates.given_voted[::step].double()
-    prior, right = model.prior(evidence), model(evidence).classes[:, 0].double()
-    voted = prior[:, 1 : candidates.voted.shape[1]].sum(dim=1) + prior[:, 0] * given_voted
-    # and one more sample, of which nothing is known
-    voted, given_voted, right = (
-        torch.cat([values, values.new_tensor([value])])
-        for values, value in ((voted.double(), 0.5), (given_voted, 0.5), (right, 1.0))
-    )
+    evidence, given_voted = evidence[::step], candidates.given_voted[::step]
+    prior, right = model.prior(evidence), model(evidence).classes[:, 0]
+    voted = (prior[:, 1 : candidates.voted.shape[1]].sum(dim=1) + prior[:, 0] * given_voted).double()
     low, high = 1.0, _MOST_VOTE_ODDS
     for _ in range(_HALVINGS):
         odds = (low + high) / 2
-        expected = odds * voted / (1 + (odds - 1) * voted)
-        if float((right * (expected - given_voted)).sum()) < 0:
+        excess = right * (odds * voted / (1 + (odds - 1) * voted) - given_voted.double())
+        # and one more sample, voted for in one of two cases, where the odds are even without votes
+        if float(excess.sum()) + odds / (1 + odds) - 0.5 < 0:
             low = odds
         else:
             high = odds

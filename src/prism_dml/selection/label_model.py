@@ -15,7 +15,8 @@ from prism_dml.selection.candidates import DRAWN, ClassEvidence
 # held to a slope of about 1, as where densities are right: of few samples that are all about equally clear, "all are
 # hard", a slope near 0, explains wrong labels as well as r does. Of thousands whose labels are mostly wrong the two
 # differ by less than the model is off, so b is held the firmer, the more there are; for a few hundred that is too firm.
-_PRIOR, _STRENGTH, _FIRMEST, _FIRMER_FROM = (0.5, -3.0), (1.0, 0.2), 10.0, 250
+_PRIOR, _STRENGTH = (0.5, -3.0), (1.0, 0.2)
+_FIRMER_FROM, _FIRMEST = 250, 10.0  # samples from which on b's is more, in proportion, up to so many times
 _FLIP_STRENGTH = (
     5.0  # of the prior of each flip's logarithm: as if seen some five times as often as any other
 )
