@@ -171,6 +171,22 @@ def test_outliers():
     assert not (issues.issue[:-12] == "outlier").any()
 
 
+def test_kinds_that_are_no_class_are_outliers():
+    """Images of ten further kinds under labels of the classes: two fifths of a kind under one, the rest under any."""
+    embeddings, truth = clusters(classes=30, size=25, dim=64, spread=0.12)
+    rng = np.random.default_rng(4)
+    one = np.where(rng.random(len(truth)) < 0.4, rng.integers(20, size=30)[truth], -1)
+    other = truth >= 20
+    labels = np.where(other, np.where(one < 0, rng.integers(20, size=len(truth)), one), truth)
+    issues = find_label_issues(embeddings, labels)
+    suspects = issues.is_label_issue & other & (labels != one)
+    assert suspects.sum() > 0.3 * (other & (labels != one)).sum()
+    assert (issues.issue[suspects] == "outlier").mean() > 0.7
+    relabelled = issues.suggested_label != issues.given_label
+    assert not (relabelled & (issues.suggested_score > 0.5))[suspects].any()
+    assert not issues.is_label_issue[~other].any()
+
+
 def test_conflicting_duplicates():
     embeddings, truth = clusters(spread=0.4)
     copies = np.arange(10)

@@ -37,9 +37,10 @@ def find_label_issues(
         label_score in [0, 1], the probability that it is right: of samples with score s, about a share s is;
         given_label; suggested_label, the most probable one, which of an outlier may be the given one;
         suggested_score in [0, 1], its probability;
-        issue, "" or one of `KINDS`: "wrong label"; "outlier", wrong and far from every class; "conflicting
-        duplicate", near-identical to a sample labelled otherwise and not better supported; "ambiguous classes", of one
-        of two classes that are mixed as if they were one, here also where the label is no issue.
+        issue, "" or one of `KINDS`: "wrong label"; "outlier", wrong and of no class: far from every one, or one of a
+        kind that is none; "conflicting duplicate", near-identical to a sample labelled otherwise and not better
+        supported; "ambiguous classes", of one of two classes that are mixed as if they were one, here also where the
+        label is no issue.
         attrs: noise_rate, the estimated share of wrong labels; noise_rate_interval, (low, high), 95 %, for errors of
         chance, not of the model; ambiguous_classes, a list of pairs of labels.
 

@@ -17,6 +17,7 @@ from prism_dml.selection.candidates import (
 from prism_dml.selection.discriminant import ClassBalls, whiten
 from prism_dml.selection.label_model import LabelModel
 from prism_dml.selection.noise_rate import implausibility
+from prism_dml.selection.open_set import of_a_class
 
 FOLDS = 5
 """Parts of a data set, each judged by the other four."""
@@ -30,6 +31,7 @@ _NEAR = 1 / 8  # of the data: the neighbours whose agreement says how far a samp
 _LEAST_NEIGHBOURS = 3  # and at least
 _MOST_VOTE_ODDS = 100.0  # where all right labels are voted for, any would do
 _HALVINGS = 20  # of the interval that these odds are in
+_BELIEVED = 0.5  # probability from which on a label is taken to be right
 _RARELY = 1 / 20  # of the wins that its members would have elsewhere: a class that hardly ever wins
 
 
@@ -202,6 +204,14 @@ def _judgement(
     others[:, : candidates.voted.shape[1] - 1] *= vote_odds(model, evidence, candidates)
     scale = scale * before / others.sum(dim=1).clamp(min=1e-30)
     others = others[:, :-DRAWN] * scale[:, None]
+    # Nor does the evidence know of kinds that are no class.
+    likeliest, column = others.max(dim=1)
+    best = evidence.classes.gather(1, 1 + column[:, None]).squeeze(1)
+    wrong = clean < _BELIEVED
+    belonging = of_a_class(labels, candidates.neighbours, ~wrong, best, likeliest * wrong)
+    belonging = belonging.masked_fill(~wrong, 1.0)
+    others = others * belonging[:, None]
+    nowhere = nowhere + (1 - clean - nowhere) * (1 - belonging)
     first = clean.masked_fill(heap, 0.0)[:, None]
     probability, best = torch.cat([first, others], dim=1).max(dim=1)
     return LabelJudgement(
