@@ -14,6 +14,8 @@ import argparse
 import os
 import tempfile
 import time
+from contextlib import ExitStack
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -22,6 +24,8 @@ from unittest import mock
 import torch
 from resumed import read_results, run_all
 from sklearn.metrics import roc_auc_score
+from sklearn.mixture import GaussianMixture
+from torch.nn.functional import normalize
 
 from prism_dml.benchmark.jobs import Job
 from prism_dml.benchmark.worker import tuning_table
@@ -35,6 +39,8 @@ from prism_dml.methods.registry import METHODS
 from prism_dml.methods.selector import make_bank
 from prism_dml.models import load
 from prism_dml.retrieval import retrieval_metrics
+from prism_dml.selection import cross_fit
+from prism_dml.selection.discriminant import ClassBalls, class_sums
 from prism_dml.training import TrainConfig, train
 from prism_dml.training.measure import embed_all
 
@@ -164,6 +170,28 @@ class AllByProbability(Weighing):
         return chances
 
 
+class Teacher(Refract):
+    """The looks are those of the weights' moving average, in evaluation mode."""
+
+    KEPT = 0.98
+
+    def __init__(self, embedder, data, config) -> None:
+        super().__init__(embedder, data, config)
+        self.teacher = deepcopy(embedder).requires_grad_(False)
+
+    def on_update(self) -> None:
+        for mine, its in zip(
+            self.teacher.state_dict().values(), self.embedder.state_dict().values(), strict=True
+        ):
+            if mine.is_floating_point():
+                mine.lerp_(its, 1 - self.KEPT)
+            else:
+                mine.copy_(its)
+
+    def on_epoch_start(self, embed_all: EmbedAll) -> None:
+        super().on_epoch_start(lambda network: embed_all(self.teacher))
+
+
 class OnMemory(OneLabelWhereSure):
     """The memory contrastive loss, whose memory holds every sample, with one label where that is sure."""
 
@@ -189,20 +217,70 @@ class OnMemory(OneLabelWhereSure):
         return []
 
 
+def margin_mixture(embeddings, labels, *options):
+    """Judge by the margin of leave-one-out centres, and two normal distributions of it; see `refract._judge`.
+
+    Centres are of what is trusted, all at first, in three rounds. The nearest class is suggested.
+    """
+    trust, count = torch.ones(len(labels)), int(labels.max()) + 1
+    for _ in range(3):
+        sums, _ = class_sums(embeddings, labels, trust)
+        cosines = embeddings @ normalize(sums, dim=1).T
+        alone = normalize(sums[labels] - trust[:, None] * embeddings, dim=1)
+        own = (embeddings * alone).sum(dim=1)
+        others = cosines.scatter(1, labels[:, None], -torch.inf)
+        margin = (own - others.amax(dim=1))[:, None].double().numpy()
+        mixture = GaussianMixture(2, random_state=0).fit(margin)
+        clean = torch.from_numpy(mixture.predict_proba(margin)[:, mixture.means_.argmax()]).float()
+        trust = (clean >= refract.BELIEVED).float()
+    best = others.topk(min(refract.OTHERS, count - 1), dim=1).indices
+    classes, chances = refract._certain(labels)
+    classes[:, 1 : 1 + best.shape[1]] = best
+    chances[:, 0], chances[:, 1] = clean, 1 - clean
+    suggested = torch.where(clean >= refract.BELIEVED, labels, best[:, 0])
+    probability = torch.maximum(clean, 1 - clean)
+    return refract.Judged(
+        classes, chances, suggested, probability, torch.zeros(len(labels)), float(1 - clean.mean())
+    )
+
+
+def without_folds(embeddings, labels, similarities, neighbours):
+    """`judge_labels`, but a sample is judged by trust that itself had a say in."""
+    agreement = (labels[neighbours] == labels[:, None]).float().mean(dim=1)
+    whitened = cross_fit.whiten(embeddings, labels, agreement)
+    candidates, every = cross_fit.find_candidates(labels, similarities, neighbours), torch.arange(len(labels))
+    model = cross_fit._first_model(candidates, whitened, labels)
+    trust = torch.ones(len(labels))
+    for _ in range(2):
+        evidence = cross_fit.weigh_candidates(candidates, whitened, labels, trust, every)
+        trust = model(evidence).trust().float()
+    model.fit(evidence)
+    model.raise_rate(evidence, cross_fit.least_rate(whitened, labels, model(evidence).classes[:, 0].float()))
+    return cross_fit._judgement(model, evidence, candidates, labels)
+
+
+def with_itself(balls, rows, given, own, *classes, density=ClassBalls.density):
+    """Density as if no sample were in its class's sums: none is taken out."""
+    return density(balls, rows, given, torch.zeros_like(own), *classes)
+
+
 def every(parts: int) -> dict:
     """Looks after equal parts of the run."""
-    return {"PARTS": parts, "FIRST": 10**9, "_is_look": lambda part: part > 0}
+    return {"methods.refract.PARTS": parts, "methods.refract.FIRST": 10**9} | {
+        "methods.refract._is_look": lambda part: part > 0
+    }
 
 
-NO_LOOKS = {"_is_look": lambda part: False}
-# row: method, what differs in refract.py, another class in the place of Refract
+NO_LOOKS = {"methods.refract._is_look": lambda part: False}
+CROSS_FIT = "selection.cross_fit."
+# row: method, what differs in prism_dml, another class in the place of Refract
 VARIANTS = {
     "MCL": ("mcl", {}, None),
     "Refract": ("refract", {}, None),
     "oracle of Refract": ("refract-oracle", {}, None),
     "no looks: all labels believed": ("refract", NO_LOOKS, None),
     "no label believed as given": ("refract", {}, NoneBelieved),
-    "the judge's evidence counts whole": ("refract", {"EVIDENCE": 1.0}, None),
+    "the judge's evidence counts whole": ("refract", {"methods.refract.EVIDENCE": 1.0}, None),
     "the judge's rate only": ("refract", {}, RateOnly),
     "cross-entropy: given label and four others": ("refract", {}, Weighing),
     "cross-entropy: given label and one other": ("refract", {}, OneOther),
@@ -211,13 +289,37 @@ VARIANTS = {
     "cross-entropy: all labels of all samples": ("refract", {}, AllByProbability),
     "one label, put right from 0.8 on": ("refract", {}, OneLabelWhereSure),
     "nothing put right": ("refract", {}, NothingPutRight),
-    "believed from 0.8 on": ("refract", {"BELIEVED": 0.8}, None),
+    "believed from 0.8 on": ("refract", {"methods.refract.BELIEVED": 0.8}, None),
     "4 looks at equal parts": ("refract", every(5), None),
     "15 looks at equal parts": ("refract", every(16), None),
     "the features of training instead of looks": ("refract", {}, FromSteps),
-    "temperature 0.05": ("refract", {"WarmClassifier": CosineClassifier}, None),
+    "first look after a quarter": (
+        "refract",
+        {"methods.refract.PARTS": 4, "methods.refract.FIRST": 10**9},
+        None,
+    ),
+    "a teacher embeds": ("refract", {}, Teacher),
+    "centres' margin, mixture of two": ("refract", {"methods.refract._judge": margin_mixture}, None),
+    "no folds": ("refract", {"methods.refract.judge_labels": without_folds}, None),
+    "no folds, a sample has a say on itself": (
+        "refract",
+        {
+            "methods.refract.judge_labels": without_folds,
+            "selection.discriminant.ClassBalls.density": with_itself,
+        },
+        None,
+    ),
+    "the rate by the likelihood alone": ("refract", {CROSS_FIT + "least_rate": lambda *of: 0.0}, None),
+    "neighbours have no votes": ("refract", {CROSS_FIT + "vote_odds": lambda *of: 1.0}, None),
+    "no image is of no class": (
+        "refract",
+        {CROSS_FIT + "of_a_class": lambda labels, *of: torch.ones(len(labels))},
+        None,
+    ),
+    "temperature 0.05": ("refract", {"methods.refract.WarmClassifier": CosineClassifier}, None),
     "memory contrastive loss": ("refract", {}, OnMemory),
 }
+CLOSED = tuple(row for row in VARIANTS if row != "no image is of no class")
 FEW = (
     "MCL",
     "Refract",
@@ -227,12 +329,12 @@ FEW = (
 )
 # noise in words: kind, rate, rows
 NOISES = {
-    "symmetric 50 %": ("symmetric", 0.5, tuple(VARIANTS)),
+    "symmetric 50 %": ("symmetric", 0.5, CLOSED),
     "all labels right": ("none", None, ("Refract", "no looks: all labels believed")),
-    "as people gave them": ("given", None, tuple(VARIANTS)),
+    "as people gave them": ("given", None, CLOSED),
     "symmetric 80 %": ("symmetric", 0.8, FEW),
     "symmetric 20 %": ("symmetric", 0.2, FEW),
-    "small cluster 50 %": ("small-cluster", 0.5, FEW),
+    "small cluster 50 %": ("small-cluster", 0.5, (*FEW, "no image is of no class")),
     "pairs 30 %": ("pair", 0.3, FEW),
 }
 HUMAN = ("cifar10n_worse",)
@@ -255,7 +357,7 @@ COLUMNS += ["AUROC at the first look", "time"]
 def run(job: dict, root: Path) -> dict:
     """Train one variant on one data set and seed, and measure it on the classes set aside."""
     torch.set_num_threads(1)
-    method, constants, other = VARIANTS[job["row"]]
+    method, differs, other = VARIANTS[job["row"]]
     kind, rate, _ = NOISES[job["noise"]]
     asked = Job("tuning", job["data"], f"{job['data']}.parquet", None, kind, rate, "", method, "given",
                 {"validation": COMMON["validation"]}, job["seed"])  # fmt: skip
@@ -265,16 +367,18 @@ def run(job: dict, root: Path) -> dict:
     config = TrainConfig(method=method, seed=job["seed"], **COMMON, **RECIPES[job["data"]], **rates)
     truth, looks = torch.from_numpy(table.split("train").clean_labels), []
 
-    def judged(embeddings, labels, *options, judge=refract._judge):
-        found = judge(embeddings, labels, *options)
-        looks.append(facts(found, labels, truth) if len(labels) == len(truth) else {})
-        return found
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        stack.enter_context(mock.patch.dict(METHODS, {"refract": other} if other else {}))
+        for name, value in differs.items():
+            stack.enter_context(mock.patch(f"prism_dml.{name}", value))
 
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        mock.patch.multiple(refract, _judge=judged, **constants),
-        mock.patch.dict(METHODS, {"refract": other} if other else {}),
-    ):
+        def judged(embeddings, labels, *options, judge=refract._judge):
+            found = judge(embeddings, labels, *options)
+            looks.append(facts(found, labels, truth) if len(labels) == len(truth) else {})
+            return found
+
+        stack.enter_context(mock.patch.object(refract, "_judge", judged))
         start = time.process_time()
         result = train(table, config, Path(folder) / "run")
         seconds = time.process_time() - start
