@@ -74,8 +74,9 @@ def settle(judgement: LabelJudgement, labels: Tensor, similarities: Tensor, neig
     mixed |= suspicious & torch.isin(labels * count + suggested, partner[:, 0] * count + partner[:, 1])
     kind = torch.where(suspicious, _WRONG, 0)
     kind[mixed] = _AMBIGUOUS
-    kind[suspicious & ((judgement.candidates.affinity < FAR) | (judgement.nowhere > 0.5))] = _OUTLIER
+    kind[suspicious & (judgement.candidates.affinity < FAR)] = _OUTLIER
     kind[suspicious & doubled] = _DUPLICATE
+    kind[suspicious & (judgement.other_kind > judgement.suggested_probability)] = _OUTLIER
     return Verdict(suspicious, score, suggested, believed, kind, pairs)
 
 

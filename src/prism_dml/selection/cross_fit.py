@@ -47,7 +47,8 @@ class LabelJudgement:
         candidates: what the neighbours say.
         classes: (N, M) the classes considered, the given one first; it again where there are fewer.
         chances: (N, M) probability of each; what is missing to 1 is that of all others, and of none.
-        nowhere: (N,) probability of no class.
+        nowhere: (N,) probability of no class,
+        other_kind: (N,) and of that, of a kind that is none, see `of_a_class`.
     """
 
     suggested: Tensor
@@ -58,6 +59,7 @@ class LabelJudgement:
     classes: Tensor
     chances: Tensor
     nowhere: Tensor
+    other_kind: Tensor
 
     @property
     def clean_probability(self) -> Tensor:
@@ -197,7 +199,7 @@ def _judgement(
     heap = rarely[labels] & (belief.knowledge > 0.5)
     clean = torch.where(heap, given / 2, given)
     scale = (1 - clean) / (1 - given).clamp(min=1e-9)
-    nowhere = ((1 - belief.classes.sum(dim=1)) * scale).clamp(0, 1)
+    nowhere = torch.minimum(((1 - belief.classes.sum(dim=1)) * scale).clamp(min=0), 1 - clean)
     # Whether a label is right is not the neighbours' to say, but if it is wrong, they know of what else it may be.
     others = belief.classes[:, 1:]
     before = others.sum(dim=1)
@@ -207,11 +209,11 @@ def _judgement(
     # Nor does the evidence know of kinds that are no class.
     likeliest, column = others.max(dim=1)
     best = evidence.classes.gather(1, 1 + column[:, None]).squeeze(1)
-    wrong = clean < _BELIEVED
-    belonging = of_a_class(labels, candidates.neighbours, ~wrong, best, likeliest * wrong)
-    belonging = belonging.masked_fill(~wrong, 1.0)
+    believed = (clean >= _BELIEVED) & ~heap
+    suspect = (clean < _BELIEVED) & ~heap
+    belonging = of_a_class(labels, candidates.neighbours, believed, best, likeliest * suspect)
     others = others * belonging[:, None]
-    nowhere = nowhere + (1 - clean - nowhere) * (1 - belonging)
+    other_kind = (1 - clean - nowhere) * (1 - belonging)
     first = clean.masked_fill(heap, 0.0)[:, None]
     probability, best = torch.cat([first, others], dim=1).max(dim=1)
     return LabelJudgement(
@@ -222,5 +224,6 @@ def _judgement(
         candidates=candidates,
         classes=evidence.classes[:, :-DRAWN],
         chances=torch.cat([clean[:, None], others], dim=1),
-        nowhere=nowhere,
+        nowhere=nowhere + other_kind,
+        other_kind=other_kind,
     )

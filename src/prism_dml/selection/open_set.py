@@ -7,54 +7,64 @@ from torch import Tensor
 
 _FEWEST, _MOST = 5, 64  # neighbours that are asked: half as many as a class has members, within these bounds
 _BINS = 20  # of the ranks
-_ERRORS = 2  # standard errors by which more samples are taken to be of a class than it seems
+_LEAST = 5 * _BINS  # suspects, of equal weights, that a density can be told from
+_ERRORS = 2  # standard errors by which more suspects are taken to be of a class than it seems
+_CHUNK = 65_536  # samples whose neighbours are looked at together
 
 
 def of_a_class(
     labels: Tensor, neighbours: Tensor, believed: Tensor, suggested: Tensor, weight: Tensor
 ) -> Tensor:
-    """Probability that a sample is of the class suggested for it or of another one, (N,), and not of none.
+    """Probability that a suspect is of a class, the suggested one or another, and not of a kind that is none; (N,).
 
-    A sample of a class lies among its members as they lie among each other: as many of its neighbours are labelled so.
-    Images of no class are often of a kind of their own. They lie together, each under some label, and look like members
-    of the class whose label most of them have; but of their neighbours fewer have it than of its members'.
+    Images of no class are often of a kind of their own: they lie together, each under some label, and look like members
+    of the class whose label most of them have. But fewer of their neighbours have it than of its members', and of the
+    others fewer are believed. An image that is hard, or mistaken for another class, has the one in common with them or
+    the other, hardly both. So each number of neighbours is ranked among those of the class's believed members. Where
+    suspects lie as the members do the ranks are uniform: how many these are, at most, is told by the upper half of the
+    ranks; how probable it is of one, by the density at its rank, which falls. Of the two the higher probability holds.
 
-    The rank of that number among those of the class's believed members is uniform for samples of the class. How many
-    they are is told by the upper half of the ranks, at most; how probable it is of one, by the density of all ranks at
-    its own, which falls.
+    Nothing is said, that is 1, of few suspects, and where as many as all may be of a class. Where a kind has given a
+    class many members that are believed, these hide the rest of it.
 
     Args:
         labels: (N,) given labels in [0, C).
         neighbours: (N, K) sample numbers, nearest first.
         believed: (N,) bool, whether the label is taken to be right.
-        suggested: (N,) the class that a sample may be of in place of the given one.
-        weight: (N,) of each sample, at least 0; 0 where nothing is suggested.
+        suggested: (N,) the class that a suspect may be of in place of the given one.
+        weight: (N,) probability of that class; 0: no suspect.
 
     Returns:
-        (N,) in [0, 1]; 1 where nothing shows that any is of no class. O(N K + N log N) time.
+        (N,) in [0, 1]; 1 for all but suspects. O(N K + N log N) time.
 
-    Source: Storey, JRSS B 2002, for the share of uniform ranks; Efron et al., JASA 2001, for the local false discovery
-    rate, with a density that falls (Strimmer, BMC Bioinformatics 2008); conformal ranks: Vovk et al. 2005.
+    Source: Bates et al., Ann. Stat. 2023, for outliers by conformal ranks; Storey, JRSS B 2002, for the share of those
+    that are uniform; Efron et al., JASA 2001, for the local false discovery rate, here with a density that falls.
     """
-    count = int(labels.max()) + 1
-    asked = labels[neighbours[:, : min(max(len(labels) // (2 * count), _FEWEST), _MOST)]]
-    below, upto = _ranks(
-        (asked == suggested[:, None]).sum(dim=1),
-        suggested,
-        (asked == labels[:, None]).sum(dim=1)[believed],
-        labels[believed],
-        asked.shape[1] + 1,
-    )
-    edges = torch.arange(_BINS, device=labels.device) / _BINS
-    overlap = torch.minimum(upto[:, None], edges + 1 / _BINS) - torch.maximum(below[:, None], edges)
-    inside = (overlap.clamp(min=0) / (upto - below)[:, None]).to(weight)  # (N, BINS) share of each rank
-    total = weight.sum().clamp(min=1e-30)
-    density = (weight[:, None] * inside).sum(dim=0) / total * _BINS
-    size = total**2 / (weight * weight).sum().clamp(min=1e-30)  # of a sample of equal weights
-    share = 2 * _at_most(density[_BINS // 2 :].mean() / 2, size)
-    if share >= 1:
-        return torch.ones_like(weight)
-    return inside @ (share / _falling(density).clamp(min=1e-30)).clamp(max=1)
+    found = torch.ones_like(weight)
+    size = weight.sum() ** 2 / (weight * weight).sum().clamp(
+        min=1e-30
+    )  # of as good a sample of equal weights
+    if size < _LEAST:
+        return found
+    near = neighbours[:, : min(max(len(labels) // (2 * int(labels.max() + 1)), _FEWEST), _MOST)]
+    suspects, members = ((weight > 0).nonzero().squeeze(1), believed.nonzero().squeeze(1))
+    theirs = _alike(labels, near, believed, members, labels[members])
+    classes, weight = suggested[suspects], weight[suspects]
+    belonging = torch.zeros_like(weight)
+    for number, other in zip(_alike(labels, near, believed, suspects, classes), theirs, strict=True):
+        ranks = _ranks(number, classes, other, labels[members], near.shape[1] + 1)
+        belonging = torch.maximum(belonging, _uniform(*ranks, weight, size))
+    return found.index_copy_(0, suspects, belonging)
+
+
+def _alike(labels: Tensor, near: Tensor, believed: Tensor, rows: Tensor, classes: Tensor) -> Tensor:
+    """How many neighbours of rows (n,) are labelled as classes (n,) say; and how many are that or believed; (2, n)."""
+    counts = []
+    for part in torch.split(torch.arange(len(rows), device=rows.device), _CHUNK):
+        neighbours = near[rows[part]]
+        same = labels[neighbours] == classes[part, None]
+        counts.append(torch.stack([same.sum(dim=1), (same | believed[neighbours]).sum(dim=1)]))
+    return torch.cat(counts, dim=1)
 
 
 def _ranks(numbers: Tensor, classes: Tensor, members: Tensor, of: Tensor, most: int) -> tuple[Tensor, Tensor]:
@@ -67,16 +77,23 @@ def _ranks(numbers: Tensor, classes: Tensor, members: Tensor, of: Tensor, most: 
     return (below - first) / places, (upto + 1 - first) / places
 
 
-def _at_most(share: Tensor, size: Tensor) -> Tensor:
-    """The upper end of the interval for a share, (), that was seen in a sample (Wilson, JASA 1927); 1 of no sample."""
-    more = _ERRORS**2 / size.clamp(min=1e-9)
-    return (share + more / 2 + (share * (1 - share) * more + more**2 / 4).sqrt()) / (1 + more)
+def _uniform(below: Tensor, upto: Tensor, weight: Tensor, size: Tensor) -> Tensor:
+    """Probability (n,) that a rank in [below, upto] is one of the uniform ones, of n that count with a weight."""
+    edges = torch.arange(_BINS, device=weight.device) / _BINS
+    overlap = torch.minimum(upto[:, None], edges + 1 / _BINS) - torch.maximum(below[:, None], edges)
+    inside = (overlap.clamp(min=0) / (upto - below)[:, None]).to(weight)  # (n, BINS) share of each rank
+    density = weight @ inside / weight.sum() * _BINS
+    upper = density[_BINS // 2 :].mean() / 2
+    share = 2 * (upper + _ERRORS * (upper * (1 - upper) / size).sqrt())
+    if share >= 1:
+        return torch.ones_like(weight)
+    return (share / (inside @ _falling(density.cpu()).to(weight)).clamp(min=1e-30)).clamp(max=1)
 
 
 def _falling(density: Tensor) -> Tensor:
     """The nearest densities (BINS,), in least squares, that do not rise."""
     sums = torch.cat([density.new_zeros(1), density.cumsum(dim=0)])
-    place = torch.arange(len(density), device=density.device)
+    place = torch.arange(len(density))
     length = (place[None, :] - place[:, None] + 1).clamp(min=1)
     means = (sums[None, 1:] - sums[:-1, None]) / length  # [a, b]: of the bins from a to b
     highest = means.flip(1).cummax(dim=1).values.flip(1)  # [a, i]: of those to i or beyond
