@@ -15,7 +15,7 @@ from prism_dml.selection.candidates import (
     weigh_candidates,
 )
 from prism_dml.selection.discriminant import ClassBalls, whiten
-from prism_dml.selection.label_model import LabelModel
+from prism_dml.selection.label_model import LabelModel, Posterior
 from prism_dml.selection.noise_rate import implausibility
 from prism_dml.selection.open_set import of_a_class
 
@@ -183,20 +183,25 @@ def _first_model(candidates: Candidates, whitened: Tensor, labels: Tensor) -> La
     return model
 
 
-def _judgement(
-    model: LabelModel, evidence: ClassEvidence, candidates: Candidates, labels: Tensor
-) -> LabelJudgement:
-    belief = model(evidence)
-    # A class that hardly ever wins, not even where its members are, is a heap of samples of other classes, which meet
-    # everywhere and so look like a rare class; or else the embedding does not know it. Either is as likely, where it
-    # knows most others.
+def _in_a_heap(belief: Posterior, labels: Tensor) -> Tensor:
+    """Whether the given class hardly ever wins, not even where its members are; (N,) bool.
+
+    It is a heap of samples of other classes, which meet everywhere and so look like a rare class; or else the embedding
+    does not know it. Either is as likely, where it knows most others.
+    """
     members = torch.bincount(labels)
     wins = belief.wins.new_zeros(len(members), dtype=torch.float64).index_add_(
         0, labels, belief.wins.double()
     )
-    given = belief.classes[:, 0]
     rarely = (members >= _HEAP) & (wins < _RARELY * members * belief.wins.double().mean())
-    heap = rarely[labels] & (belief.knowledge > 0.5)
+    return rarely[labels] & (belief.knowledge > 0.5)
+
+
+def _judgement(
+    model: LabelModel, evidence: ClassEvidence, candidates: Candidates, labels: Tensor
+) -> LabelJudgement:
+    belief = model(evidence)
+    given, heap = belief.classes[:, 0], _in_a_heap(belief, labels)
     clean = torch.where(heap, given / 2, given)
     scale = (1 - clean) / (1 - given).clamp(min=1e-9)
     nowhere = torch.minimum(((1 - belief.classes.sum(dim=1)) * scale).clamp(min=0), 1 - clean)
