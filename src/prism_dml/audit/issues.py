@@ -35,7 +35,7 @@ def find_label_issues(
         One row a sample, in order:
         is_label_issue, whether the label is at least as likely wrong as right;
         label_score in [0, 1], the probability that it is right: of samples with score s, about a share s is;
-        given_label; suggested_label, the most probable one, which of an outlier may be the given one;
+        given_label; suggested_label, the most probable one; the given one, where the sample is rather of no class;
         suggested_score in [0, 1], its probability;
         issue, "" or one of `KINDS`: "wrong label"; "outlier", wrong and of no class: far from every one, or one of a
         kind that is none; "conflicting duplicate", near-identical to a sample labelled otherwise and not better

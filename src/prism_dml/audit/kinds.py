@@ -64,8 +64,10 @@ def settle(judgement: LabelJudgement, labels: Tensor, similarities: Tensor, neig
     score = torch.where(doubled, torch.minimum(score, shared), score)
     suggested = torch.where(beaten, labels[twin], suggested)
     believed = torch.where(beaten, torch.minimum(rival, 1 - shared), believed)
-    believed = torch.where(suggested == labels, score, believed)
     suspicious = score <= 0.5
+    stray = suspicious & (judgement.other_kind > judgement.suggested_probability)
+    suggested = torch.where(stray, labels, suggested)  # none is likelier than any
+    believed = torch.where(suggested == labels, score, believed)
 
     pairs = ambiguous_pairs(judgement.candidates, labels, score.float())
     partner = torch.stack([pairs, pairs.flip(1)]).flatten(0, 1)  # (2 P, 2)
@@ -76,7 +78,7 @@ def settle(judgement: LabelJudgement, labels: Tensor, similarities: Tensor, neig
     kind[mixed] = _AMBIGUOUS
     kind[suspicious & (judgement.candidates.affinity < FAR)] = _OUTLIER
     kind[suspicious & doubled] = _DUPLICATE
-    kind[suspicious & (judgement.other_kind > judgement.suggested_probability)] = _OUTLIER
+    kind[stray] = _OUTLIER
     return Verdict(suspicious, score, suggested, believed, kind, pairs)
 
 
