@@ -266,13 +266,14 @@ def with_itself(balls, rows, given, own, *classes, density=ClassBalls.density):
 
 def every(parts: int) -> dict:
     """Looks after equal parts of the run."""
-    return {"methods.refract.PARTS": parts, "methods.refract.FIRST": 10**9} | {
-        "methods.refract._is_look": lambda part: part > 0
+    return {
+        "methods.refract.PARTS": parts,
+        "methods.refract.FIRST": 10**9,
+        "methods.refract._is_look": lambda part: part > 0,
     }
 
 
 NO_LOOKS = {"methods.refract._is_look": lambda part: False}
-CROSS_FIT = "selection.cross_fit."
 # row: method, what differs in prism_dml, another class in the place of Refract
 VARIANTS = {
     "MCL": ("mcl", {}, None),
@@ -309,11 +310,15 @@ VARIANTS = {
         },
         None,
     ),
-    "the rate by the likelihood alone": ("refract", {CROSS_FIT + "least_rate": lambda *of: 0.0}, None),
-    "neighbours have no votes": ("refract", {CROSS_FIT + "vote_odds": lambda *of: 1.0}, None),
+    "the rate by the likelihood alone": (
+        "refract",
+        {"selection.cross_fit.least_rate": lambda *of: 0.0},
+        None,
+    ),
+    "neighbours have no votes": ("refract", {"selection.cross_fit.vote_odds": lambda *of: 1.0}, None),
     "no image is of no class": (
         "refract",
-        {CROSS_FIT + "of_a_class": lambda labels, *of: torch.ones(len(labels))},
+        {"selection.cross_fit.of_a_class": lambda labels, *of: torch.ones(len(labels))},
         None,
     ),
     "temperature 0.05": ("refract", {"methods.refract.WarmClassifier": CosineClassifier}, None),

@@ -2,11 +2,10 @@ import math
 
 import pytest
 import torch
-from sklearn.isotonic import IsotonicRegression
 
 from prism_dml.selection import cross_fit
 from prism_dml.selection.cross_fit import judge_labels
-from prism_dml.selection.open_set import _falling, _ranks, of_a_class
+from prism_dml.selection.open_set import _ranks, of_a_class
 
 CLASSES, EACH = 60, 24
 
@@ -99,34 +98,53 @@ def test_hard_images_are_not_taken_for_images_of_no_class(asked, harder, seed):
     assert asked[0][wrong].mean() > 0.85
 
 
-def test_so_many_are_of_a_class_as_the_ranks_show():
-    """Suspects of which some lie as members do, others among half as many of the class, whose labels are doubted."""
+def said_of(*suspects):
+    """What `of_a_class` says, on average, of suspects in groups: how many they are; how many of their 64 neighbours are
+    of the suggested class, beside the 20 to 39 of its members; the share of the others that is doubted, of theirs half.
+    """
     generator = torch.Generator().manual_seed(0)
-    members, suspects, own = 3000, 1000, 600
-    labels = torch.zeros(members + 2 * suspects, dtype=torch.long)
-    labels[members:] = 1  # of the suspects, and of others that are doubted
-    numbers = torch.randint(20, 40, (members + suspects,), generator=generator)  # of 64 neighbours
-    numbers[members + own :] //= 2
-    beside = torch.arange(64)[None, :] >= numbers[:, None]
-    near = torch.randint(members, (members + suspects, 64), generator=generator)
-    doubted = torch.randint(members + suspects, members + 2 * suspects, near.shape, generator=generator)
-    near = torch.cat([torch.where(beside, doubted, near), near[:suspects]])
-    believed = torch.arange(len(labels)) < members
+    groups = [(3000, 1.0, 0.5), *suspects]
+    sizes = [size for size, _, _ in groups]
+    members, judged = sizes[0], sum(sizes)
+    labels = torch.zeros(judged + 2000, dtype=torch.long)
+    labels[members:] = 1  # of the suspects, and of what else is doubted
+    labels[-1000:] = 2  # believed
+    near = []
+    for size, same, doubted in groups:
+        number = (torch.randint(20, 40, (size, 1), generator=generator) * same).long()
+        doubtful = torch.rand(size, 64, generator=generator) < doubted
+        others = torch.randint(1000, (size, 64), generator=generator) + judged + 1000 * ~doubtful
+        like = torch.randint(members, (size, 64), generator=generator)
+        near.append(torch.where(torch.arange(64) < number, like, others))
+    near.append(torch.randint(judged, (2000, 64), generator=generator))
+    believed = labels != 1
     weight = torch.zeros(len(labels))
-    weight[members : members + suspects] = 1
-    found = of_a_class(labels, near, believed, torch.zeros_like(labels), weight)[members : members + suspects]
-    assert found[:own].mean() == pytest.approx(1, abs=0.05)
-    assert found[own:].mean() < 0.1
+    weight[members:judged] = 1
+    found = of_a_class(labels, torch.cat(near), believed, torch.zeros_like(labels), weight)
+    assert (found[weight == 0] == 1).all()
+    return [float(part.mean()) for part in found[members:judged].split(sizes[1:])]
+
+
+def test_both_numbers_have_to_show_a_kind_that_is_no_class():
+    assert said_of((1000, 1.0, 0.5)) == [1], "as the members"
+    assert said_of((1000, 0.5, 0.0)) == [1], "hard, but among what is believed"
+    assert said_of((1000, 1.0, 1.0)) == [1], "among what is doubted, but as many of the class"
+    assert said_of((1000, 0.5, 1.0))[0] < 0.1
+
+
+def test_so_many_are_of_a_class_as_the_ranks_show():
+    own, of_none = said_of((600, 1.0, 0.5), (400, 0.5, 1.0))
+    assert own == pytest.approx(1, abs=0.05)
+    assert of_none < 0.1
+    assert said_of((700, 1.6, 0.5), (300, 0.5, 1.0)) == [1, 1], "as many as all may be of a class"
 
 
 def test_few_suspects_tell_nothing():
+    assert said_of((80, 0.5, 1.0)) == [1]
     labels, near = torch.arange(3).repeat(400), torch.arange(1200)[:, None] - torch.arange(1, 65)
-    believed = torch.arange(1200) >= 90
-    suspects, other = (~believed).float(), (labels + 1) % 3
-    assert (of_a_class(labels, near % 1200, believed, other, suspects) == 1).all()
-    assert (of_a_class(labels, near % 1200, believed, other, torch.zeros(1200)) == 1).all()
-    nobody = torch.zeros(1200, dtype=torch.bool)  # ranks among nobody
-    assert (of_a_class(labels, near % 1200, nobody, other, torch.ones(1200)) == 1).all()
+    other, every, nobody = (labels + 1) % 3, torch.ones(1200), torch.zeros(1200)
+    assert (of_a_class(labels, near % 1200, every.bool(), other, nobody) == 1).all()
+    assert (of_a_class(labels, near % 1200, nobody.bool(), other, every) == 1).all(), "ranks among nobody"
 
 
 def test_ranks_among_the_members_of_the_class():
@@ -141,9 +159,3 @@ def test_ranks_among_the_members_of_the_class():
         assert upto[i] == pytest.approx(float(((fellows <= numbers[i]).sum() + 1) / places))
     alone = classes == 5  # a class without members: any rank
     assert alone.any() and (below[alone] == 0).all() and (upto[alone] == 1).all()
-
-
-def test_falling_is_least_squares():
-    density = torch.rand(20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    expected = IsotonicRegression(increasing=False).fit_transform(range(20), density.numpy())
-    torch.testing.assert_close(_falling(density), torch.from_numpy(expected))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import torch
+from sklearn.isotonic import isotonic_regression
 from torch import Tensor
+
+from prism_dml.selection.candidates import CHUNK
 
 _FEWEST, _MOST = 5, 64  # neighbours that are asked: half as many as a class has members, within these bounds
 _BINS = 20  # of the ranks
 _LEAST = 5 * _BINS  # suspects, of equal weights, that a density can be told from
 _ERRORS = 2  # standard errors by which more suspects are taken to be of a class than it seems
-_CHUNK = 65_536  # samples whose neighbours are looked at together
 
 
 def of_a_class(
@@ -41,13 +43,12 @@ def of_a_class(
     that are uniform; Efron et al., JASA 2001, for the local false discovery rate, here with a density that falls.
     """
     found = torch.ones_like(weight)
-    size = weight.sum() ** 2 / (weight * weight).sum().clamp(
-        min=1e-30
-    )  # of as good a sample of equal weights
+    # Of as good a sample of equal weights:
+    size = weight.sum() ** 2 / (weight * weight).sum().clamp(min=1e-30)
     if size < _LEAST:
         return found
     near = neighbours[:, : min(max(len(labels) // (2 * int(labels.max() + 1)), _FEWEST), _MOST)]
-    suspects, members = ((weight > 0).nonzero().squeeze(1), believed.nonzero().squeeze(1))
+    suspects, members = (weight > 0).nonzero().squeeze(1), believed.nonzero().squeeze(1)
     theirs = _alike(labels, near, believed, members, labels[members])
     classes, weight = suggested[suspects], weight[suspects]
     belonging = torch.zeros_like(weight)
@@ -60,7 +61,7 @@ def of_a_class(
 def _alike(labels: Tensor, near: Tensor, believed: Tensor, rows: Tensor, classes: Tensor) -> Tensor:
     """How many neighbours of rows (n,) are labelled as classes (n,) say; and how many are that or believed; (2, n)."""
     counts = []
-    for part in torch.split(torch.arange(len(rows), device=rows.device), _CHUNK):
+    for part in torch.split(torch.arange(len(rows), device=rows.device), CHUNK):
         neighbours = near[rows[part]]
         same = labels[neighbours] == classes[part, None]
         counts.append(torch.stack([same.sum(dim=1), (same | believed[neighbours]).sum(dim=1)]))
@@ -87,14 +88,8 @@ def _uniform(below: Tensor, upto: Tensor, weight: Tensor, size: Tensor) -> Tenso
     share = 2 * (upper + _ERRORS * (upper * (1 - upper) / size).sqrt())
     if share >= 1:
         return torch.ones_like(weight)
-    return (share / (inside @ _falling(density.cpu()).to(weight)).clamp(min=1e-30)).clamp(max=1)
-
-
-def _falling(density: Tensor) -> Tensor:
-    """The nearest densities (BINS,), in least squares, that do not rise."""
-    sums = torch.cat([density.new_zeros(1), density.cumsum(dim=0)])
-    place = torch.arange(len(density))
-    length = (place[None, :] - place[:, None] + 1).clamp(min=1)
-    means = (sums[None, 1:] - sums[:-1, None]) / length  # [a, b]: of the bins from a to b
-    highest = means.flip(1).cummax(dim=1).values.flip(1)  # [a, i]: of those to i or beyond
-    return highest.cummin(dim=0).values.diagonal()  # [i, i]: from i or before
+    falling = isotonic_regression(
+        density.cpu().numpy(), increasing=False
+    ).copy()  # torch takes no reversed array
+    falling = torch.from_numpy(falling).to(weight)
+    return (share / (inside @ falling).clamp(min=1e-30)).clamp(max=1)
