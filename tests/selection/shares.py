@@ -195,4 +195,7 @@ def check_all(rank: int, folder: Path) -> None:
         except Exception:
             failures[name] = traceback.format_exc()
     (folder / f"{rank}.json").write_text(json.dumps(failures))
+    # `leave` sees to the group of all; the one of some of the processes would wait for its threads just so.
+    backends = [group._get_backend(torch.device("cpu")) for group in dist.distributed_c10d._world.pg_map]
     leave()
+    del backends
