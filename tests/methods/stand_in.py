@@ -26,6 +26,11 @@ class Linear(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return normalize(self.features(images), dim=1)
 
+    def mapped(self, matrix: Tensor) -> "Linear":
+        other = Linear(0, *self.weight.shape)
+        other.weight = nn.Parameter(self.weight.detach() @ matrix.T)
+        return other
+
     def sibling(self) -> "Linear":
         return Linear(1, *self.weight.shape)
 

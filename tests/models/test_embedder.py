@@ -9,6 +9,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch.nn.functional import normalize
 
 from prism_dml.data.decode import square
 from prism_dml.models import Embedder
@@ -78,6 +79,18 @@ def test_features_are_the_embeddings_before_unit_length():
     assert ((features.norm(dim=1) - 1).abs() > 1e-3).all()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert model.features(images()).dtype == torch.float32
+
+
+def test_mapped_embeddings_on_the_same_backbone():
+    model = Embedder("small", 16, image_size=32).eval()
+    before = model(images())
+    matrix = torch.randn(16, 16, generator=torch.Generator().manual_seed(1))
+    mapped = model.mapped(matrix)
+    torch.testing.assert_close(mapped(images()), normalize(before @ matrix.T, dim=1))
+    assert torch.equal(model(images()), before)
+    assert mapped.backbone is model.backbone and mapped.config == model.config
+    assert mapped.head.weight.data_ptr() != model.head.weight.data_ptr()
+    assert mapped.state_dict().keys() == model.state_dict().keys()
 
 
 def test_a_sibling_is_another_draw_of_the_same_architecture():

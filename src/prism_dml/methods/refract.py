@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from prism_dml.methods.base import EmbedAll, Method, StepResult, TrainingSet
 from prism_dml.methods.classifier import CosineClassifier
@@ -13,6 +14,7 @@ from prism_dml.models.embedder import Embedder
 from prism_dml.retrieval import neighbour_graph
 from prism_dml.selection import Selection
 from prism_dml.selection.cross_fit import judge_labels
+from prism_dml.selection.discriminant import power, within_classes
 
 PARTS, FIRST = 16, 2
 """The first look comes after a sixteenth of the run, or after two epochs where that is earlier: of few images, wrong
@@ -29,6 +31,9 @@ OTHERS = 4
 
 EVIDENCE = 0.5
 """What the judge's evidence on a class counts beside the network's: half, as both see the same image."""
+
+EVENED = 0.25
+"""Embeddings are scaled by their covariance within classes to minus this power: 0 does nothing, 1/2 whitens."""
 
 NEIGHBOURS, EXACT_UP_TO = 64, 5_000
 """Nearest neighbours that help to name the class of a sample; on a CPU, of more samples nearly the nearest."""
@@ -81,6 +86,10 @@ class Refract(Method):
     no class, as if for any. So the network settles, step by step, which of them the sample is. No noise rate, and no
     memory of embeddings.
 
+    The softmax narrows the classes of the training set more in some directions than in others; classes that are new
+    are not as narrow there. So the embedding that is judged, validated and saved is scaled, half-way to where the
+    spread within the believed classes is the same in all directions (`EVENED`), as the last look found it.
+
     A step costs O(B.C.D) beside the network. A look costs a forward pass of the N samples, O(N.C.D) time, and
     O(N^1.5.D) for their neighbours, on an accelerator O(N^2.D). What is believed takes 65 bytes a sample.
     Source: PRISM (Liu et al., CVPR 2021), sec. 3, for trust by the similarity to class means; normalised softmax: Zhai
@@ -94,6 +103,7 @@ class Refract(Method):
     targets: Tensor
     weights: Tensor
     anywhere: Tensor
+    scaling: Tensor
     rate: Tensor
     parts: Tensor
     looked: Tensor
@@ -115,6 +125,7 @@ class Refract(Method):
         self.register_buffer("targets", classes)  # (N, 1 + OTHERS) the given label, the most probable others
         self.register_buffer("weights", chances)  # (N, 1 + OTHERS) w_k of these
         self.register_buffer("anywhere", torch.zeros(data.num_samples))  # w_0
+        self.register_buffer("scaling", torch.eye(self.embedding_dim))  # of the embeddings
         self.register_buffer("rate", torch.zeros(()))
         self.register_buffer("parts", torch.zeros((), dtype=torch.long))  # finished so far
         self.register_buffer("looked", torch.full((), -PARTS))  # after so many of them the last look was
@@ -136,7 +147,8 @@ class Refract(Method):
             self.looked.copy_(self.parts)
             embeddings = embed_all(self.embedder)
             labels = self.data.labels.to(embeddings.device)
-            self._believe(_judge(embeddings, labels, EXACT_UP_TO))
+            self._believe(_judge(normalize(embeddings @ self.scaling.to(embeddings), dim=1), labels, EXACT_UP_TO))
+            self._even_out(embeddings, labels)
         self.parts += 1
 
     def _believe(self, judged: Judged) -> None:
@@ -148,6 +160,16 @@ class Refract(Method):
         self.weights.copy_(torch.where(self.trusted[:, None], certain, weights))
         self.anywhere.copy_(torch.where(self.trusted, 0, anywhere))
         self.rate.fill_(judged.rate)
+
+    def _even_out(self, embeddings: Tensor, labels: Tensor) -> None:
+        """Scale what `networks` gives by the spread of the believed samples, what could not be embedded left out."""
+        believed = self.trusted & (embeddings != 0).any(dim=1)
+        _, covariance = within_classes(embeddings, labels, believed.float())
+        self.scaling.copy_(power(covariance, -EVENED))
+
+    def networks(self) -> dict[str, Embedder]:
+        """The embedder, scaled as the last look found it."""
+        return {"model": self.embedder.mapped(self.scaling)}
 
     def forward(self, images: Tensor, labels: Tensor, index: Tensor) -> StepResult:
         """Learn from a batch; `kept` are the labels believed as given, though doubtful ones teach too."""

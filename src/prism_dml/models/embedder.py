@@ -1,5 +1,6 @@
 """A backbone and an embedding head: images -> unit vectors."""
 
+import copy
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
@@ -101,6 +102,18 @@ class Embedder(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             embeddings: Tensor = self.head(features.to(self.head.weight.dtype)).float()
             return embeddings
+
+    def mapped(self, matrix: Tensor) -> "Embedder":
+        """The same network, of which a matrix (D, D) maps the embeddings before they are brought to unit length.
+
+        It shares the backbone, and has a head of its own.
+        """
+        other = copy.copy(self)
+        other._modules = dict(self._modules)
+        other.head = copy.deepcopy(self.head)
+        with torch.no_grad():
+            other.head.weight.copy_(matrix.to(self.head.weight) @ self.head.weight)
+        return other
 
     def sibling(self) -> "Embedder":
         """The same architecture from another draw of initial weights; published ones are the same.

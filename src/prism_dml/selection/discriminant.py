@@ -64,6 +64,37 @@ class ClassBalls:
         return density.scatter_(1, column, alone[:, None])
 
 
+def within_classes(embeddings: Tensor, labels: Tensor, trust: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) of embeddings, and their covariance (D, D) about the means of their classes, shrunk; float64.
+
+    Args:
+        embeddings: (N, D) float32.
+        labels: (N,) given labels.
+        trust: (N,) weight of each sample, in [0, 1].
+
+    O(N D^2) time.
+    """
+    count, dim = embeddings.shape
+    sums, mass = class_sums(embeddings, labels, trust)
+    centres = sums / mass.clamp(min=1e-6)[:, None]
+    mean = sums.sum(dim=0) / mass.sum().clamp(min=1e-6)
+    scatter = embeddings.new_zeros(dim, dim, dtype=torch.float64)
+    for rows in torch.split(torch.arange(count, device=labels.device), _CHUNK):
+        residuals = embeddings[rows] - centres[labels[rows]]
+        scatter += ((residuals * trust[rows, None]).T @ residuals).double()
+    covariance = scatter / mass.sum().clamp(min=1e-6)
+    ball = covariance.diagonal().mean().clamp(min=1e-6) * torch.eye(dim, device=scatter.device)
+    shrinkage = _SHRINKAGE + (1 - _SHRINKAGE) * dim / (dim + count)
+    return mean, (1 - shrinkage) * covariance + shrinkage * ball
+
+
+def power(covariance: Tensor, exponent: float) -> Tensor:
+    """A covariance (D, D) to a power, float32: -1/2 whitens what has it."""
+    variances, directions = torch.linalg.eigh(covariance)
+    raised: Tensor = (directions * variances.clamp(min=1e-9) ** exponent) @ directions.T
+    return raised.float()
+
+
 def whiten(embeddings: Tensor, labels: Tensor, trust: Tensor) -> Tensor:
     """Embeddings without their mean, scaled so that the spread within classes is 1 in every direction.
 
@@ -79,20 +110,9 @@ def whiten(embeddings: Tensor, labels: Tensor, trust: Tensor) -> Tensor:
 
     Source: linear discriminant analysis (Fisher 1936; Rao 1948), with a shrunk covariance.
     """
-    count, dim = embeddings.shape
-    sums, mass = class_sums(embeddings, labels, trust)
-    centres = sums / mass.clamp(min=1e-6)[:, None]
-    mean = sums.sum(dim=0) / mass.sum().clamp(min=1e-6)
-    scatter = embeddings.new_zeros(dim, dim, dtype=torch.float64)
-    for rows in torch.split(torch.arange(count, device=labels.device), _CHUNK):
-        residuals = embeddings[rows] - centres[labels[rows]]
-        scatter += ((residuals * trust[rows, None]).T @ residuals).double()
-    covariance = scatter / mass.sum().clamp(min=1e-6)
-    ball = covariance.diagonal().mean().clamp(min=1e-6) * torch.eye(dim, device=scatter.device)
-    shrinkage = _SHRINKAGE + (1 - _SHRINKAGE) * dim / (dim + count)
-    variances, directions = torch.linalg.eigh((1 - shrinkage) * covariance + shrinkage * ball)
-    scaling = ((directions * variances.clamp(min=1e-9) ** -0.5) @ directions.T).float()
+    mean, covariance = within_classes(embeddings, labels, trust)
+    scaling = power(covariance, -0.5)
     whitened = torch.empty_like(embeddings)
-    for rows in torch.split(torch.arange(count, device=labels.device), _CHUNK):
+    for rows in torch.split(torch.arange(len(labels), device=labels.device), _CHUNK):
         whitened[rows] = (embeddings[rows] - mean) @ scaling
     return whitened

@@ -187,7 +187,7 @@ def train(
                 show.record(record)
             measured = done > steps - config.steps and (done % config.validate_every == 0 or finished)
             if sources.validation is not None and measured:
-                precision = validate(method.embedder, sources.validation, ranks)
+                precision = validate(method.networks()["model"], sources.validation, ranks)
                 log.write({"step": done, "validation_precision_at_1": precision})
                 show.record({"validation_precision_at_1": precision})
                 if precision >= best:

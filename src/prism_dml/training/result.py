@@ -50,7 +50,7 @@ def finish(
     if sources.validation is not None:
         result["validation_precision_at_1"] = best
     if method.selects:
-        embeddings = embed_all(method.embedder, sources.train, ranks)
+        embeddings = embed_all(method.networks()["model"], sources.train, ranks)
         judged, rate = judge_samples(method, embeddings, sources.train.table)
         if ranks.first:
             with replacing(out / "samples.parquet") as temporary:
