@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from prism_dml.data import Augment, open_images
 from prism_dml.methods.base import StepResult
 from prism_dml.methods.mcl import PrismMCL
 from prism_dml.methods.registry import METHODS, find_method
@@ -384,7 +385,10 @@ def test_a_split_for_validation_takes_no_classes_from_training(table, settings, 
     assert "validation_precision_at_1" not in train(table, settings(steps=4, validation=0), tmp_path / "none")
 
 
-def test_the_best_checkpoint_on_validation_is_the_model(table, settings, monkeypatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["prism-mcl", "refract"])
+def test_the_best_checkpoint_on_validation_is_the_model(
+    method, table, settings, monkeypatch, tmp_path: Path
+) -> None:
     scores, weights = iter([0.2, 0.9, 0.5]), []
 
     def scripted(embedder, images, ranks) -> float:
@@ -394,7 +398,7 @@ def test_the_best_checkpoint_on_validation_is_the_model(table, settings, monkeyp
         return next(scores)
 
     monkeypatch.setattr(loop, "validate", scripted)
-    result = train(table, settings(), tmp_path / "run")
+    result = train(table, settings(method=method), tmp_path / "run")
     assert result["validation_precision_at_1"] == 0.9
     lines = [line for line in log_of(tmp_path / "run") if "validation_precision_at_1" in line]
     assert [line["step"] for line in lines] == [5, 10, 14]
@@ -409,6 +413,23 @@ def test_without_validation_the_last_is_the_model(table, settings, final_state, 
     saved = load_file(next((tmp_path / "run" / "model").glob("*.safetensors")))
     for key, value in saved.items():
         assert torch.equal(value, final_state[-1][f"method/embedder.{key}"])
+
+
+@pytest.mark.parametrize("validation", [0.0, 0.3])
+def test_the_embeddings_left_are_those_of_the_saved_model(
+    validation, table, settings, final_state, tmp_path: Path
+) -> None:
+    """Of Refract, which scales what the network gives."""
+    run = tmp_path / "run"
+    train(table, settings(method="refract", validation=validation), run)
+    assert not torch.equal(final_state[-1]["method/scaling"], torch.eye(8)), "there was a look"
+    model = load(run / "model")
+    images = open_images(table.split("train"), 16, Augment("none"))
+    expected = embed_all(model, images)
+    left = pd.read_parquet(run / "embeddings.parquet")
+    rows = [int(path.removesuffix(".png")) for path in left["path"]]
+    assert sorted(rows) == list(range(len(expected)))
+    torch.testing.assert_close(torch.tensor(np.stack(left["embedding"])), expected[rows], atol=1e-4, rtol=0)
 
 
 def test_the_oracle_learns_from_the_clean_samples_only(table, settings, monkeypatch, tmp_path: Path) -> None:

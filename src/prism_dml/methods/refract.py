@@ -90,7 +90,7 @@ class Refract(Method):
     are not as narrow there. So the embedding that is judged, validated and saved is scaled, half-way to where the
     spread within the believed classes is the same in all directions (`EVENED`), as the last look found it.
 
-    A step costs O(B.C.D) beside the network. A look costs a forward pass of the N samples, O(N.C.D) time, and
+    A step costs O(B.C.D) beside the network. A look costs a forward pass of the N samples, O(N.(C + D).D) time, and
     O(N^1.5.D) for their neighbours, on an accelerator O(N^2.D). What is believed takes 65 bytes a sample.
     Source: PRISM (Liu et al., CVPR 2021), sec. 3, for trust by the similarity to class means; normalised softmax: Zhai
     and Wu, BMVC 2019; the likelihood of a noisy label: Patrini et al., CVPR 2017; the rest is ours.
@@ -147,7 +147,8 @@ class Refract(Method):
             self.looked.copy_(self.parts)
             embeddings = embed_all(self.embedder)
             labels = self.data.labels.to(embeddings.device)
-            self._believe(_judge(normalize(embeddings @ self.scaling.to(embeddings), dim=1), labels, EXACT_UP_TO))
+            scaled = normalize(embeddings @ self.scaling, dim=1)
+            self._believe(_judge(scaled, labels, EXACT_UP_TO))
             self._even_out(embeddings, labels)
         self.parts += 1
 
