@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from filelock import FileLock
 
 PROTOCOL = """
 data: [{name: tiny, path: "my photos"}]
@@ -44,6 +45,18 @@ def start(*arguments):
 
 def records(file):
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def test_one_process_at_a_time_in_a_folder(prism, image_folder, tmp_path):
+    protocol, out = tmp_path / "p.yaml", tmp_path / "out"
+    protocol.write_text(PROTOCOL, encoding="utf-8")
+    out.mkdir()
+    with FileLock(out / ".lock"):
+        code, _, said = prism("benchmark", protocol, "--out", out, "--data-root", image_folder.parent)
+    assert code == 2 and said.splitlines() == [
+        f"prism: error: another process is at work in {out}: wait for it, or take another folder"
+    ]
+    assert not (out / "results.jsonl").exists()
 
 
 def test_a_grid_that_is_killed_goes_on_and_what_breaks_leaves_the_rest_alone(image_folder, tmp_path):

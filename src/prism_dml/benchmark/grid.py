@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from prism_dml.benchmark.jobs import Choice, Job, Place, all_tuning_jobs, choose, grid_jobs, once, tuning_jobs
 from prism_dml.benchmark.plots import draw_plots
@@ -14,10 +16,10 @@ from prism_dml.benchmark.pool import find_slots, run_jobs
 from prism_dml.benchmark.protocol import DataSet, Protocol, Row
 from prism_dml.benchmark.results import Record, append_record, done, failed, read_records
 from prism_dml.benchmark.table import Facts, write_table
-from prism_dml.benchmark.worker import resolve
+from prism_dml.benchmark.worker import Slot, resolve
 from prism_dml.training.stop import StopRequest
 
-RESULTS, TABLE, PLOTS, WORK = "results.jsonl", "table.md", "plots", "unfinished"
+RESULTS, TABLE, PLOTS, WORK, LOCK = "results.jsonl", "table.md", "plots", "unfinished", ".lock"
 
 
 class BenchmarkStopped(KeyboardInterrupt):
@@ -64,7 +66,7 @@ class Comparison:
             How many runs there are, have succeeded and have failed.
 
         Raises:
-            ValueError: a data set is not there, or an argument is out of range.
+            ValueError: a data set is not there, an argument is out of range, or another process is doing the same.
             BenchmarkStopped: SIGINT or SIGTERM came.
         """
         slots = find_slots(workers)
@@ -72,6 +74,23 @@ class Comparison:
             for path in filter(None, (data.path, data.test)):
                 if not resolve(path, data_root).exists():
                     raise ValueError(f"data set {data.name}: there is no {resolve(path, data_root)}")
+        try:
+            with FileLock(self.out / LOCK, timeout=0):
+                self.records = read_records(self.out / RESULTS)  # another may have gone on since
+                self._do(slots, data_root, announce, progress)
+        except Timeout:
+            raise ValueError(
+                f"another process is at work in {self.out}: wait for it, or take another folder"
+            ) from None
+        return self.counts()
+
+    def _do(
+        self,
+        slots: Sequence[Slot],
+        data_root: Path,
+        announce: Callable[[str], None],
+        progress: Callable[[int, int, str], None],
+    ) -> None:
         clock = _Clock()
 
         def finished(job: Job, result: dict[str, Any]) -> None:
@@ -95,7 +114,6 @@ class Comparison:
         self.write()
         if (self.out / WORK).is_dir() and not any((self.out / WORK).iterdir()):
             (self.out / WORK).rmdir()
-        return self.counts()
 
     def tuning(self) -> list[Job]:
         """The runs by which learning rates are chosen."""
