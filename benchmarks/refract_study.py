@@ -6,9 +6,9 @@
 Needs grocery.parquet, omniglot.parquet and cifar10n_worse.parquet in $PRISM_DATA. A fifth of the training classes (of
 CIFAR-10N, whose ten classes are in both splits, of the images) is set aside with true labels, labels of the others are
 made wrong (CIFAR-10N: as people gave them), and the variants of VARIANTS are trained on those; the test split is not
-touched. All rows but those of EVENED leave the embeddings as the loss made them, so that what is compared is how labels
-are judged and learned. A finished run is one line of results.jsonl and is not run again. `time` is processor time
-beside MCL's in the same table; runs side by side slow each other down, so it is good to a tenth.
+touched. All rows but those of AS_SHIPPED leave the embeddings as the loss made them, so that what is compared is how
+labels are judged and learned. A finished run is one line of results.jsonl and is not run again. `time` is processor
+time beside MCL's in the same table; runs side by side slow each other down, so it is good to a tenth.
 """
 
 import argparse
@@ -327,7 +327,7 @@ VARIANTS = {
     "temperature 0.05": ("refract", {"methods.refract.WarmClassifier": CosineClassifier}, None),
     "memory contrastive loss": ("refract", {}, OnMemory),
 }
-EVENED = ("Refract", "oracle of Refract")
+AS_SHIPPED = ("Refract", "oracle of Refract")
 CLOSED = tuple(row for row in VARIANTS if row != "no image is of no class")
 FEW = (
     "MCL",
@@ -373,7 +373,7 @@ def run(job: dict, root: Path) -> dict:
     """Train one variant on one data set and seed, and measure it on the classes set aside."""
     torch.set_num_threads(1)
     method, differs, other = VARIANTS[job["row"]]
-    if job["row"] not in EVENED:
+    if job["row"] not in AS_SHIPPED:
         differs = differs | {"methods.refract.EVENED": 0.0}
     kind, rate, _ = NOISES[job["noise"]]
     asked = Job("tuning", job["data"], f"{job['data']}.parquet", None, kind, rate, "", method, "given",

@@ -146,8 +146,8 @@ def test_all_that_is_trained_is_a_network_a_classifier_or_a_proxy(name: str) -> 
     method = build(name)
     proxies = method.proxies()
     assert bool(proxies) == (name in WITH_PROXIES)
-    trained = method.networks() | {"model": method.embedder}
-    networks = [network.weight for network in trained.values()]
+    others = [network.weight for name, network in method.networks().items() if name != "model"]
+    networks = [method.embedder.weight, *others]
     classifiers = [] if proxies else list(getattr(method, "class_weights", []))
     assert {id(p) for p in method.parameters()} == {id(p) for p in [*proxies, *networks, *classifiers]}
     assert bool(classifiers) == (name in ("co-teaching", "co-teaching-plus", "f-correction"))
@@ -157,7 +157,10 @@ def test_all_that_is_trained_is_a_network_a_classifier_or_a_proxy(name: str) -> 
 def test_two_networks_are_saved_and_start_apart(name: str) -> None:
     method = build(name)
     networks = method.networks()
-    torch.testing.assert_close(networks["model"](draw(0)), method.embedder(draw(0)))
+    if name.startswith("refract"):  # it scales what the embedder gives, by the looks that there were
+        torch.testing.assert_close(networks["model"](draw(0)), method.embedder(draw(0)))
+    else:
+        assert networks["model"] is method.embedder
     two = name.startswith("co-teaching") or name == "f-correction"
     assert list(networks) == (["model", "peer"] if two else ["model"])
     if two:

@@ -90,6 +90,9 @@ def test_mapped_embeddings_on_the_same_backbone():
     assert torch.equal(model(images()), before)
     assert mapped.backbone is model.backbone and mapped.config == model.config
     assert mapped.head.weight.data_ptr() != model.head.weight.data_ptr()
+    mapped.register_buffer("more", torch.zeros(1))
+    assert "more" not in model.state_dict()
+    del mapped.more
     assert mapped.state_dict().keys() == model.state_dict().keys()
 
 

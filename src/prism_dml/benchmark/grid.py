@@ -74,14 +74,18 @@ class Comparison:
             for path in filter(None, (data.path, data.test)):
                 if not resolve(path, data_root).exists():
                     raise ValueError(f"data set {data.name}: there is no {resolve(path, data_root)}")
+        lock = FileLock(self.out / LOCK)
         try:
-            with FileLock(self.out / LOCK, timeout=0):
-                self.records = read_records(self.out / RESULTS)  # another may have gone on since
-                self._do(slots, data_root, announce, progress)
+            lock.acquire(timeout=0)
         except Timeout:
             raise ValueError(
                 f"another process is at work in {self.out}: wait for it, or take another folder"
             ) from None
+        try:
+            self.records = read_records(self.out / RESULTS)  # another may have gone on since
+            self._do(slots, data_root, announce, progress)
+        finally:
+            lock.release()
         return self.counts()
 
     def _do(

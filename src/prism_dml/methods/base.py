@@ -101,7 +101,10 @@ class Method(nn.Module):
         return []
 
     def networks(self) -> dict[str, Embedder]:
-        """The networks to save, by the names of their folders; "model" is the one to evaluate."""
+        """The networks to save, by the names of their folders; "model" is the one to evaluate.
+
+        They may share weights with what is trained: to be used at once, and left in the mode they were in.
+        """
         return {"model": self.embedder}
 
     def judge(self, embeddings: Tensor, labels: Tensor, index: Tensor) -> tuple[Selection, float]:

@@ -14,7 +14,7 @@ from prism_dml.models.embedder import Embedder
 from prism_dml.retrieval import neighbour_graph
 from prism_dml.selection import Selection
 from prism_dml.selection.cross_fit import judge_labels
-from prism_dml.selection.discriminant import power, within_classes
+from prism_dml.selection.discriminant import matrix_power, within_classes
 
 PARTS, FIRST = 16, 2
 """The first look comes after a sixteenth of the run, or after two epochs where that is earlier: of few images, wrong
@@ -126,7 +126,7 @@ class Refract(Method):
         self.register_buffer("targets", classes)  # (N, 1 + OTHERS) the given label, the most probable others
         self.register_buffer("weights", chances)  # (N, 1 + OTHERS) w_k of these
         self.register_buffer("anywhere", torch.zeros(data.num_samples))  # w_0
-        self.register_buffer("scaling", torch.eye(self.embedding_dim))  # of the embeddings
+        self.register_buffer("scaling", torch.eye(self.embedding_dim))  # (D, D), symmetric, of the embeddings
         self.register_buffer("rate", torch.zeros(()))
         self.register_buffer("parts", torch.zeros((), dtype=torch.long))  # finished so far
         self.register_buffer("looked", torch.full((), -PARTS))  # after so many of them the last look was
@@ -167,7 +167,7 @@ class Refract(Method):
         """Scale what `networks` gives by the spread of the believed samples, what could not be embedded left out."""
         believed = self.trusted & (embeddings != 0).any(dim=1)
         _, covariance = within_classes(embeddings, labels, believed.float())
-        self.scaling.copy_(power(covariance, -EVENED))
+        self.scaling.copy_(matrix_power(covariance, -EVENED))
 
     def networks(self) -> dict[str, Embedder]:
         """The embedder, scaled as the last look found it."""

@@ -106,13 +106,12 @@ class Embedder(nn.Module):
     def mapped(self, matrix: Tensor) -> "Embedder":
         """The same network, of which a matrix (D, D) maps the embeddings before they are brought to unit length.
 
-        It shares the backbone, and has a head of its own.
+        It has a head of its own and shares the backbone: train(), eval() and requires_grad_() of one are of both.
         """
-        other = copy.copy(self)
-        other._modules = dict(self._modules)
-        other.head = copy.deepcopy(self.head)
-        with torch.no_grad():
-            other.head.weight.copy_(matrix.to(self.head.weight) @ self.head.weight)
+        other = copy.deepcopy(self, {id(self.backbone): self.backbone})
+        weight = self.head.weight
+        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+            other.head.weight.copy_(matrix.to(weight.dtype) @ weight)
         return other
 
     def sibling(self) -> "Embedder":

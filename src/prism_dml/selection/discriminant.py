@@ -65,14 +65,15 @@ class ClassBalls:
 
 
 def within_classes(embeddings: Tensor, labels: Tensor, trust: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) of embeddings, and their covariance (D, D) about the means of their classes, shrunk; float64.
+    """The mean of embeddings, and how they are spread about the means of their classes.
 
     Args:
         embeddings: (N, D) float32.
         labels: (N,) given labels.
         trust: (N,) weight of each sample, in [0, 1].
 
-    O(N D^2) time.
+    Returns:
+        Mean (D,) float32 of all, and covariance (D, D) float64 within classes, shrunk towards a ball. O(N D^2) time.
     """
     count, dim = embeddings.shape
     sums, mass = class_sums(embeddings, labels, trust)
@@ -88,7 +89,7 @@ def within_classes(embeddings: Tensor, labels: Tensor, trust: Tensor) -> tuple[T
     return mean, (1 - shrinkage) * covariance + shrinkage * ball
 
 
-def power(covariance: Tensor, exponent: float) -> Tensor:
+def matrix_power(covariance: Tensor, exponent: float) -> Tensor:
     """A covariance (D, D) to a power, float32: -1/2 whitens what has it."""
     variances, directions = torch.linalg.eigh(covariance)
     raised: Tensor = (directions * variances.clamp(min=1e-9) ** exponent) @ directions.T
@@ -111,7 +112,7 @@ def whiten(embeddings: Tensor, labels: Tensor, trust: Tensor) -> Tensor:
     Source: linear discriminant analysis (Fisher 1936; Rao 1948), with a shrunk covariance.
     """
     mean, covariance = within_classes(embeddings, labels, trust)
-    scaling = power(covariance, -0.5)
+    scaling = matrix_power(covariance, -0.5)
     whitened = torch.empty_like(embeddings)
     for rows in torch.split(torch.arange(len(labels), device=labels.device), _CHUNK):
         whitened[rows] = (embeddings[rows] - mean) @ scaling

@@ -44,7 +44,8 @@ def load_checkpoint(folder: Path, modules: dict[str, nn.Module], optimizer: Opti
         for name, module in modules.items():
             module.load_state_dict(_under(tensors, name))
     except RuntimeError as error:
-        raise ValueError(f"the checkpoint {path} is of another run: {' '.join(str(error).split())}") from None
+        said = " ".join(str(error).split())
+        raise ValueError(f"the checkpoint {path} is of another run or version: {said}") from None
     _restore(optimizer, _under(tensors, "optimizer"))
     return dict(json.loads(about["notes"]))
 
