@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prism_dml.retrieval.neighbours import nearest_neighbours
 
-EXACT_UP_TO = 50_000
+EXACT_UP_TO = 20_000
 """Samples up to which the search is exact on a CPU: its time grows with their square."""
 
 _CELLS_SEARCHED = 8  # finds some nine in ten of the true neighbours; where classes are tight, nearly all
@@ -27,7 +27,7 @@ def neighbour_graph(embeddings: Tensor, k: int, exact_up_to: int | None = None) 
     Args:
         embeddings: (N, D) float32 unit vectors.
         k: in [1, N - 1].
-        exact_up_to: so many are few; None: 50,000.
+        exact_up_to: so many are few; None: 20,000.
 
     Returns:
         similarities (N, k) float32, not increasing along a row, and sample numbers (N, k) int64.

@@ -28,7 +28,7 @@ FAR = -4.0
 """Affinity (interquartile ranges from the median) at which a sample is as likely of no class as of one; Tukey's far
 fence of a normal distribution is at -3.5."""
 _MOST_OUTSIDE = 0.7  # probability of no class, however far: a far sample's label may agree with the evidence
-_MOST_FITTED = 50_000  # samples that the parameters are fitted to: their errors are then far below others
+_MOST_FITTED = 20_000  # samples that the parameters are fitted to: their errors are then far below others
 
 
 @dataclass(frozen=True)
