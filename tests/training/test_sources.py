@@ -27,12 +27,12 @@ def test_whole_classes_are_set_aside(sizes: list[int], share: float, seed: int) 
     table = table_of(sizes)
     train, validation = cut_validation(table, share, seed)
     present = np.count_nonzero(sizes)
-    number = min(max(1, round(share * present)), present - 2) if share else 0
+    number = min(round(share * present), present - 2)
     assert (train.class_counts > 0).all(), "labels are compact"
     if validation is None:
         assert sorted(train.paths) == sorted(table.paths) and train.num_classes == present
     else:
-        assert share > 0 and validation.num_classes == number
+        assert validation.num_classes == number >= 2, "of one class Precision@1 is 1 whatever the network"
         assert (validation.class_counts > 0).all() and validation.class_counts.max() >= 2
         assert not set(train.classes) & set(validation.classes)
         assert sorted([*train.paths, *validation.paths]) == sorted(table.paths)
@@ -42,7 +42,7 @@ def test_whole_classes_are_set_aside(sizes: list[int], share: float, seed: int) 
         assert [part.classes[k] for k in part.labels] == [names[path] for path in part.paths]
     again = cut_validation(table, share, seed)
     assert again[0].paths == train.paths
-    if share == 0 or present == 2:
+    if number < 2:
         assert validation is None
     elif min(size for size in sizes if size) >= 2:
         assert validation is not None
@@ -61,14 +61,20 @@ def test_one_class_is_too_few() -> None:
 @pytest.mark.parametrize("name", ["validation", "valid", "val"])
 def test_a_split_for_validation_is_used_as_it_is(name: str) -> None:
     table = table_of([3, 4, 5])
-    splits = np.where(table.labels == 1, name, "train")
+    splits = np.where(table.labels >= 1, name, "train")
     found = own_validation(replace(table, splits=splits))
-    assert found is not None and found.classes == ["class 001"] and len(found) == 4
+    assert found is not None and found.classes == ["class 001", "class 002"] and len(found) == 9
     assert own_validation(table) is None
     assert own_validation(replace(table, splits=np.where(table.labels == 1, "test", "train"))) is None
 
 
 def test_a_split_for_validation_without_a_pair_is_refused() -> None:
-    table = table_of([3, 1, 5])
+    table = table_of([1, 1, 5])
     with pytest.raises(ValueError, match="the split 'val' has no two images of a class"):
+        own_validation(replace(table, splits=np.where(table.labels <= 1, "val", "train")))
+
+
+def test_a_split_for_validation_of_one_class_is_refused() -> None:
+    table = table_of([3, 4, 5])
+    with pytest.raises(ValueError, match="the split 'val' has no two classes"):
         own_validation(replace(table, splits=np.where(table.labels == 1, "val", "train")))

@@ -27,8 +27,9 @@ class TrainConfig(MethodConfig):
         proxy_lr: Learning rate of proxies, if the method has any.
         weight_decay: At least 0; decoupled with adamw.
         lr_warmup: Steps in which the learning rate rises from 0; then it falls to 0 as a cosine.
-        validation: Share of the training classes in [0, 1) set aside to choose the best checkpoint; 0: take the last.
-            Data with a split "validation", "valid" or "val" are validated on that, whatever the share above 0.
+        validation: Share of the training classes in [0, 1) set aside to choose the best checkpoint; 0, or where it is
+            less than two classes: none, the last is taken. Data with a split "validation", "valid" or "val" are
+            validated on that, whatever the share above 0.
         validate_every: Steps from one validation to the next.
         log_every: Steps from one line of metrics.jsonl to the next.
         checkpoint_every: Steps from one checkpoint to the next.
