@@ -191,6 +191,31 @@ def test_kinds_that_are_no_class_are_outliers(monkeypatch):
     assert not (find_label_issues(embeddings, labels).issue == "outlier").any()
 
 
+def test_labels_in_a_list_stay_what_they_are():
+    issues = find_label_issues(np.ones((4, 2)), [1, "1", 1, "1"])
+    assert issues["given_label"].tolist() == [1, "1", 1, "1"]
+
+
+def test_arrays_that_cannot_be_written_to_or_run_backwards(half_wrong, recwarn):
+    embeddings, _, labels, _, issues = half_wrong
+    backwards = np.asarray(embeddings)[::-1].copy()[::-1]
+    backwards.flags.writeable = False
+    pd.testing.assert_frame_equal(find_label_issues(backwards, labels), issues)
+    assert not recwarn
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_where_most_are_copies_the_others_are_no_outliers(classes):
+    generator = np.random.default_rng(0)
+    labels = generator.permutation(np.arange(600) % classes)
+    centres = np.eye(16)[:classes]
+    embeddings = centres[labels] + generator.normal(0, 0.1, (600, 16))
+    embeddings[:480] = embeddings[240:480].repeat(2, axis=0)  # four in five are copies
+    labels[:480] = labels[240:480].repeat(2)
+    issues = find_label_issues(embeddings, labels)
+    assert issues.attrs["noise_rate"] < 0.02 and not issues["is_label_issue"].any()
+
+
 def test_conflicting_duplicates():
     embeddings, truth = clusters(spread=0.4)
     copies = np.arange(10)
@@ -261,6 +286,7 @@ def test_same_answer_twice(half_wrong):
         (np.full((3, 2), np.nan), [0, 1, 2], "not finite"),
         (np.ones((0, 2)), [], "there are no samples"),
         (np.ones((3, 2)), np.array(["a", None, "b"], dtype=object), "1 label is missing, the first at row 1"),
+        (np.ones((3, 2)), ["a", float("nan"), "b"], "1 label is missing, the first at row 1"),
     ],
 )
 def test_bad_input_is_one_clear_line(embeddings, labels, message):

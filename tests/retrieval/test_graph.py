@@ -38,6 +38,15 @@ def test_duplicates_find_each_other(by_index):
     np.testing.assert_allclose(near[:, 0], 1, atol=1e-5)
 
 
+def test_a_sample_alone_in_its_cells_finds_another(by_index):
+    copies = rows(10, 16).repeat(600, 1)
+    embeddings = torch.cat([copies, rows(20, 16, seed=1)])
+    near, found = neighbour_graph(embeddings, 4)
+    cosines = (embeddings * embeddings[found[:, 0]]).sum(dim=1)
+    torch.testing.assert_close(near[:, 0], cosines, atol=1e-5, rtol=0)
+    assert not (found == torch.arange(len(found))[:, None]).any()
+
+
 def test_cells_of_fewer_samples_than_neighbours(by_index):
     near, found = neighbour_graph(rows(40), 30)
     assert found.min() >= 0 and found.max() < 40

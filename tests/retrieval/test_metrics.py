@@ -141,6 +141,7 @@ def test_labels_may_be_far_apart_and_negative():
         ({"query_labels": np.arange(4)}, "no query has a reference"),
         ({"query_labels": np.zeros(3, dtype=np.int64)}, "labels of query"),
         ({"query_labels": np.zeros(4)}, "labels of query"),
+        ({"query_labels": np.array(["a", "b", "a", "b"])}, "labels of query"),
         ({"reference": np.ones((2, 2))}, "given together"),
         ({"reference_labels": np.zeros(2, dtype=np.int64)}, "given together"),
         ({"reference": np.ones((2, 3)), "reference_labels": np.zeros(2, dtype=np.int64)}, "dimensions"),

@@ -136,6 +136,29 @@ def test_other_precisions_are_stored_in_float32(dtype: torch.dtype) -> None:
     assert torch.equal(bank.class_sums[1], vectors.detach()[1:].float().double().sum(0))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_model_in_another_precision_leaves_it_as_it_is(dtype: torch.dtype) -> None:
+    model = torch.nn.ModuleDict({"bank": MemoryBank(2, 4, 5), "head": torch.nn.Linear(2, 2)})
+    model["bank"].enqueue(torch.rand(3, 4), torch.tensor([0, 1, 1]))
+    before = {name: value.clone() for name, value in model["bank"].state_dict().items()}
+    model.to(dtype)
+    assert model["head"].weight.dtype == dtype
+    after = model["bank"].state_dict()
+    assert all(
+        torch.equal(after[name], value) and after[name].dtype == value.dtype for name, value in before.items()
+    )
+    assert model.to("meta")["bank"].embeddings.device.type == "meta"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_does_not_stay_in_the_sums(bad: float) -> None:
+    bank = MemoryBank(2, 4, 3)
+    bank.enqueue(torch.tensor([[bad, 0, 0, 0], [1, 0, 0, 0]]), torch.tensor([0, 0]))
+    assert bank.class_sums[0].tolist() == [1, 0, 0, 0] and bank.class_counts.tolist() == [2, 0]
+    bank.enqueue(torch.eye(4)[:3], torch.tensor([0, 1, 1]))
+    assert bank.class_sums.tolist() == [[1, 0, 0, 0], [0, 1, 1, 0]]
+
+
 def test_an_entry_does_not_change_with_the_batch_it_came_from() -> None:
     bank = MemoryBank(2, 4, 5)
     vectors = torch.rand(3, 4)

@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 import signal
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from prism_dml.data import Augment, open_images
+from prism_dml.data.table import BytesImages
 from prism_dml.methods.base import StepResult
 from prism_dml.methods.mcl import PrismMCL
 from prism_dml.methods.registry import METHODS, find_method
@@ -291,6 +293,40 @@ def test_a_bad_step_is_left_out_as_if_it_had_not_been(
     assert "loss" not in log[4] and "loss" in log[6]
     model = load(tmp_path / "run").state_dict()
     assert all(value.isfinite().all() for value in model.values())
+
+
+@pytest.mark.parametrize(("method", "learns"), [("refract", True), ("prism-mcl", False)])
+def test_a_batch_that_keeps_nothing(
+    method, learns, table, settings, final_state, monkeypatch, tmp_path
+) -> None:
+    """Refract learns from doubtful labels, too; without an update it would judge the same embedding ever again."""
+    original = find_method(method).forward
+
+    def forward(self, images, labels, index):
+        loss, kept = original(self, images, labels, index)
+        return StepResult(loss, torch.zeros_like(kept))
+
+    monkeypatch.setattr(find_method(method), "forward", forward)
+    train(table, settings(method=method, log_every=1, checkpoint_every=1), tmp_path / "run")
+    weights = [state["method/embedder.head.weight"] for state in final_state]
+    assert [not torch.equal(*pair) for pair in itertools.pairwise(weights)] == [learns] * 13
+    lines = [line for line in log_of(tmp_path / "run") if "rejected" in line]
+    assert all(line["rejected"] == 1 and ("loss" in line) == learns for line in lines)
+
+
+@pytest.mark.parametrize("method", ["contrastive", "refract"])
+def test_validation_images_without_a_readable_pair(method, table, settings, tmp_path: Path) -> None:
+    """What there is to find by each other is only known once the images have been opened: the last model is taken."""
+    held = np.flatnonzero(table.splits == "train")[[2, 3, 10]]  # two of a class, one of another
+    images = [table.images.images.read(i) for i in range(len(table))]
+    images[held[0]] = b"no image"
+    splits = table.splits.copy()
+    splits[held] = "val"
+    table = replace(table, images=BytesImages(images), splits=splits)
+    config = settings(method=method, steps=4, validate_every=2, max_unreadable=0.4)
+    assert train(table, config, tmp_path / "run")["validation_precision_at_1"] is None
+    assert "validation_precision_at_1" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+    load(tmp_path / "run")
 
 
 def test_bad_steps_are_counted_through_a_stop(table, settings, spoil, monkeypatch, tmp_path: Path) -> None:

@@ -200,7 +200,7 @@ def test_two_gpus_train_what_one_does(shard: bool, several, folder: Path, settin
     [
         (1, {"devices": 2, "accelerator": "auto"}, "devices is 2, but this machine has 1 GPUs"),
         (0, {"devices": 2, "accelerator": "cuda"}, "devices is 2, but this machine has 0 GPUs"),
-        (0, {"devices": 2, "accelerator": "mps"}, "devices must be 1"),
+        (0, {"devices": 1, "accelerator": "cuda"}, "devices is 1, but this machine has 0 GPUs"),
     ],
 )
 def test_more_devices_than_there_are(gpus, options, message, folder, settings, monkeypatch, tmp_path) -> None:

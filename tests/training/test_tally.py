@@ -16,7 +16,8 @@ def test_against_a_loop() -> None:
             index = generator.permutation(25)[:8]
             kept = (generator.random(8) < 0.6) & (step != 1)
             loss = float(generator.random())
-            tally.add(torch.tensor(loss), torch.from_numpy(kept), torch.from_numpy(index))
+            learned = torch.tensor(loss) if kept.any() else None
+            tally.add(learned, torch.from_numpy(kept), torch.from_numpy(index))
             if kept.any():
                 losses.append(loss)
             kept_all += kept.tolist()
@@ -44,15 +45,21 @@ def test_without_the_truth() -> None:
 def test_nothing_counted_is_unknown_not_zero() -> None:
     tally = Tally(5, torch.ones(5, dtype=torch.bool))
     assert tally.take() == {"loss": None, "rejected": None, "purity": None, "clean_recall": None}
-    tally.add(torch.tensor(0.0), torch.tensor([False, False]), torch.tensor([0, 3]))
+    tally.add(None, torch.tensor([False, False]), torch.tensor([0, 3]))
     assert tally.take() == {"loss": None, "rejected": 1.0, "purity": None, "clean_recall": None}
 
 
 def test_the_loss_of_a_step_without_an_update_does_not_count() -> None:
     tally = Tally(5, None)
     tally.add(torch.tensor(1.0), torch.tensor([True]), torch.tensor([0]))
-    tally.add(torch.tensor(float("nan")), torch.tensor([False]), torch.tensor([1]))
-    assert tally.take()["loss"] == 1.0
+    tally.add(None, torch.tensor([False]), torch.tensor([1]))
+    assert tally.take() == {"loss": 1.0, "rejected": 0.5}
+
+
+def test_a_step_that_learns_from_rejected_samples_only_counts() -> None:
+    tally = Tally(5, None)
+    tally.add(torch.tensor(3.0), torch.tensor([False, False]), torch.tensor([0, 1]))
+    assert tally.take() == {"loss": 3.0, "rejected": 1.0}
 
 
 def test_counts_and_decisions_are_in_the_state_but_the_truth_is_not() -> None:

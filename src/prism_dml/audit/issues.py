@@ -95,6 +95,8 @@ def find_label_issues(
 def _encode(labels: Tensor | NDArray[Any] | Sequence[Any], count: int) -> tuple[NDArray[Any], Tensor]:
     """Labels (N,) as a numpy array, and their numbers (N,). ValueError if they are not one for each sample."""
     given = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    if given.dtype.kind in "US" and not isinstance(labels, np.ndarray):  # 1 and NaN would be "1" and "nan"
+        given = np.asarray(labels, dtype=object)
     if given.ndim != 1 or len(given) != count:
         raise ValueError(f"labels must have shape ({count},), one for each embedding, got {given.shape}")
     if count == 0:

@@ -34,7 +34,7 @@ class StepResult(NamedTuple):
     loss: Tensor
     """() scalar to minimise."""
     kept: Tensor
-    """(B,) bool, the samples that were learned from; if there are none, the update is left out."""
+    """(B,) bool, the samples whose labels are believed as given; see `Method.learns_from_rejected`."""
 
 
 class Method(nn.Module):
@@ -54,6 +54,8 @@ class Method(nn.Module):
     """Whether training sees only the samples whose labels are truly right (it needs to know them)."""
     selects: ClassVar[bool] = False
     """Whether the method judges labels, that is, has a `judge`."""
+    learns_from_rejected: ClassVar[bool] = False
+    """Whether samples that are not kept teach, too; if not, an update is left out where a batch keeps none."""
     rounds: ClassVar[int] = 1
     """How many times the budget of steps is trained; the last round trains `embedder`."""
 

@@ -100,6 +100,7 @@ class Refract(Method):
     name = "refract"
     summary = "normalised softmax; labels are judged a few times in a run, and put right as far as is known"
     selects = True
+    learns_from_rejected = True
     trusted: Tensor
     targets: Tensor
     weights: Tensor

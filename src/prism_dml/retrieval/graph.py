@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prism_dml.retrieval.neighbours import nearest_neighbours
+from prism_dml.retrieval.neighbours import CHUNK_BYTES, nearest_neighbours, top_references
 
 EXACT_UP_TO = 20_000
 """Samples up to which the search is exact on a CPU: its time grows with their square."""
@@ -47,9 +47,13 @@ def neighbour_graph(embeddings: Tensor, k: int, exact_up_to: int | None = None) 
         order = own.argsort(axis=1, kind="stable")[:, :k]
         similarities[part] = np.take_along_axis(near, order, axis=1)
         indices[part] = np.take_along_axis(found, order, axis=1)
+    if len(lost := np.flatnonzero(indices[:, 0] < 0)):  # alone in the cells searched
+        unit = torch.from_numpy(rows)
+        exact = top_references(unit[lost], unit, k, torch.from_numpy(lost), CHUNK_BYTES)
+        similarities[lost], indices[lost] = (part.numpy() for part in exact)
     # Cells of fewer than k samples: the nearest one found takes the missing places, and has no vote there.
     missing = indices < 0
-    indices[missing] = np.broadcast_to(np.maximum(indices[:, :1], 0), indices.shape)[missing]
+    indices[missing] = np.broadcast_to(indices[:, :1], indices.shape)[missing]
     similarities[missing] = -1.0
     return torch.from_numpy(similarities), torch.from_numpy(indices)
 

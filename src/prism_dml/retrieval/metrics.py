@@ -9,6 +9,7 @@ from torch import Tensor
 
 from prism_dml.retrieval.neighbours import (
     CHUNK_BYTES,
+    as_tensor,
     check_dimensions,
     nearest_neighbours,
     rows_in_chunk,
@@ -54,7 +55,7 @@ def retrieval_metrics(
     if not counted.any():
         raise ValueError("no query has a reference with its label: there is nothing to retrieve")
     metrics = {name: values[counted].mean().item() for name, values in scores.items()}
-    labels = torch.as_tensor(query_labels).cpu()[counted].numpy()
+    labels = as_tensor(query_labels).cpu()[counted].numpy()
     _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     for name in _MACRO:
         sums = np.bincount(classes, weights=scores[name][counted].numpy())
@@ -164,7 +165,12 @@ def _occurrences(labels: Tensor, targets: Tensor) -> Tensor:
 
 def _checked_labels(labels: Labels, embeddings: Tensor, name: str) -> Tensor:
     """Labels (N,) int64 on the CPU. ValueError if they are not integers, one for each row."""
-    tensor = torch.as_tensor(labels).detach().cpu()
+    try:
+        tensor = as_tensor(labels).detach().cpu()
+    except (TypeError, ValueError):  # texts, rows that are not equally long
+        raise ValueError(
+            f"labels of {name} must be integers, one for each of {len(embeddings)} rows"
+        ) from None
     if tensor.shape != embeddings.shape[:1] or tensor.is_floating_point() or tensor.is_complex():
         raise ValueError(
             f"labels of {name} must be integers of shape ({len(embeddings)},), "

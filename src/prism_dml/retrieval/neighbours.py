@@ -1,6 +1,9 @@
 """Exact nearest neighbours in bounded memory."""
 
 import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +55,7 @@ def nearest_neighbours(
 
 def unit_rows(embeddings: Tensor | NDArray[np.floating], name: str) -> Tensor:
     """Rows (N, D) of unit length in float32; a zero row stays zero. ValueError for other shapes and NaN."""
-    rows = torch.as_tensor(embeddings).detach()
+    rows = as_tensor(embeddings).detach()
     if rows.ndim != 2 or not rows.is_floating_point():
         raise ValueError(f"{name} must be floats of shape (N, D), got {rows.dtype} {tuple(rows.shape)}")
     largest = (
@@ -69,6 +72,17 @@ def unit_rows(embeddings: Tensor | NDArray[np.floating], name: str) -> Tensor:
     # Scaled first, so that squares of very large or very small numbers neither overflow nor vanish.
     unit = (rows / largest).nan_to_num_(0.0)
     return unit.div_(torch.linalg.vector_norm(unit, dim=1, keepdim=True).clamp_(min=1e-12)).float()
+
+
+def as_tensor(values: Tensor | NDArray[Any] | Sequence[Any]) -> Tensor:
+    """Values as a tensor, on the memory of an array where that can be; TypeError if they are no numbers."""
+    if isinstance(values, np.ndarray):
+        values = np.ascontiguousarray(values)  # strides may be negative
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="The given NumPy array is not writable"
+        )  # nor written to here
+        return torch.as_tensor(values)
 
 
 def check_dimensions(queries: Tensor, references: Tensor) -> None:

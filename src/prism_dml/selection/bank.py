@@ -1,5 +1,8 @@
 """First-in-first-out memory of past embeddings with exact class sums."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -70,7 +73,8 @@ class MemoryBank(nn.Module):
         """Store a batch, overwriting the oldest entries; O(B.D) time, whatever the bank's size.
 
         Args:
-            embeddings: (B, D) unit vectors; stored detached, in float32.
+            embeddings: (B, D) unit vectors; stored detached, in float32. One that is not finite is stored as zeros: it
+                would stay in the sum of its class.
             labels: (B,) integers in [0, C).
             index: (B,) non-negative sample numbers, or None if samples are not known.
 
@@ -88,6 +92,7 @@ class MemoryBank(nn.Module):
         check_labels(labels, self.num_classes)
         stored = min(batch, self.size)  # of a batch larger than the bank, only its last entries survive
         embeddings = embeddings[-stored:].detach().to(self.embeddings)
+        embeddings = torch.where(embeddings.isfinite().all(dim=1, keepdim=True), embeddings, 0)
         labels = labels[-stored:].to(self.labels)
         index = torch.full_like(labels, -1) if index is None else index[-stored:].to(self.labels)
         entries = self.total + torch.arange(batch - stored, batch, device=labels.device)  # (stored,)
@@ -123,6 +128,13 @@ class MemoryBank(nn.Module):
     def sum_over_shares(self, tensor: Tensor) -> Tensor:
         """Sum of what each part of the memory gives; there is only one. See `ShardedBank`."""
         return tensor
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MemoryBank:
+        """Move to another device; half() and float() of a model that it is part of change nothing: sums are exact."""
+        super()._apply(  # type: ignore[no-untyped-call]
+            lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), recurse
+        )
+        return self
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)

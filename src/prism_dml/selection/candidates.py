@@ -25,6 +25,7 @@ _EVERY = 1 << 30  # densities up to which each sample is compared with every cla
 
 _FETCH = 100  # products with classes that lie in a row, in the time that it takes to fetch one from anywhere
 
+_COPY = 1e-6  # so near to its neighbour, in cosine, a sample is a copy of it
 _TEMPERATURE = 0.1  # of the neighbours' votes, in cosine
 
 
@@ -107,9 +108,14 @@ def find_candidates(
 
 
 def affinity(similarities: Tensor) -> Tensor:
-    """Similarity to the nearest neighbour, (N,), in interquartile ranges from the median."""
+    """Similarity to the nearest neighbour, (N,), in interquartile ranges from the median.
+
+    Where most are copies of others, range and median are those of the rest: copies tell of no distance.
+    """
     nearest = similarities[:, 0]
-    ordered = nearest.sort().values  # torch.quantile refuses more than 16 million numbers
+    apart = nearest[nearest < 1 - _COPY]
+    ordered = apart if 0 < 2 * len(apart) < len(nearest) else nearest
+    ordered = ordered.sort().values  # torch.quantile refuses more than 16 million numbers
     low, middle, high = (ordered[int(q * (len(ordered) - 1))] for q in (0.25, 0.5, 0.75))
     return (nearest - middle) / (high - low).clamp(min=1e-6)
 

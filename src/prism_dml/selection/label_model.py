@@ -82,8 +82,8 @@ class LabelModel:
 
     def fit(self, evidence: ClassEvidence) -> float:
         """Fit the parameters to n samples; returns the mean loss (negative log-likelihood of their labels)."""
-        enough = len(evidence.density) >= _PER_FLIP * self.num_classes**2
         evidence = self._fitted_to(evidence)
+        enough = len(evidence.density) >= _PER_FLIP * self.num_classes**2
         parameters = self.parameters.clone().requires_grad_(True)
         free = [parameters]
         if enough:

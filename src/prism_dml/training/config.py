@@ -37,7 +37,7 @@ class TrainConfig(MethodConfig):
         max_unreadable: Share of images in [0, 1] that may be unreadable before the command gives up.
         cache: memory (decode once), stream (decode each time), or auto.
         workers: Processes that decode streamed images.
-        accelerator: auto, cpu, cuda or mps.
+        accelerator: cpu or cuda; auto: cuda where there is a GPU for it.
         devices: Number of devices of this machine, each with a process that embeds its share of every batch.
         precision: 32-true or bf16-mixed.
         seed: Of every random choice.
@@ -65,7 +65,7 @@ class TrainConfig(MethodConfig):
     max_unreadable: float = 0.01
     cache: Literal["auto", "memory", "stream"] = "auto"
     workers: int = 2
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int = 1
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     seed: int = 0

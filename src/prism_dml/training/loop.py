@@ -27,7 +27,7 @@ from prism_dml.training.launch import launch
 from prism_dml.training.log import Log, NoLog
 from prism_dml.training.measure import embed_all, validate
 from prism_dml.training.progress import RunProgress
-from prism_dml.training.ranks import accelerator_for_several, is_launched, join, one_line_if_lost
+from prism_dml.training.ranks import is_launched, join, kind_of_device, one_line_if_lost
 from prism_dml.training.repeatable import repeatable
 from prism_dml.training.result import finish, save_networks
 from prism_dml.training.sources import open_sources
@@ -82,7 +82,7 @@ def train(
     if not resume and ((out / "run.json").exists() or (out / FILE).exists()):
         raise ValueError(f"{out} already holds a run: take another folder, or go on with --resume")
     if config.devices > 1 and not is_launched():
-        accelerator_for_several(config)  # before processes are started in vain
+        kind_of_device(config)  # before processes are started in vain
         result: dict[str, Any] = launch(config.devices, train, data, config, out, resume)
         return result
     fabric, ranks = join(config)
@@ -163,7 +163,7 @@ def train(
             with repeatable(fabric.device):
                 with ranks.gathering():
                     loss, kept = learner(batch.images, batch.labels, batch.index)
-                learned = bool(kept.any())
+                learned = method.learns_from_rejected or bool(kept.any())
                 if learned:
                     optimizer.zero_grad()
                     fabric.backward(loss)
@@ -175,7 +175,7 @@ def train(
                     optimizer.step()
                     method.on_update()
             if good:
-                tally.add(loss, kept, batch.index)
+                tally.add(loss if learned else None, kept, batch.index)
 
             show.step(len(batch.labels))
             done = step + 1
@@ -190,8 +190,8 @@ def train(
                 precision = validate(method.networks()["model"], sources.validation, ranks)
                 log.write({"step": done, "validation_precision_at_1": precision})
                 show.record({"validation_precision_at_1": precision})
-                if precision >= best:
-                    best = precision
+                if precision is None or precision >= best:  # of those that nothing is known of, the last
+                    best = best if precision is None else precision
                     if ranks.first:
                         save_networks(method, out)
             stopped_by = ranks.agree(stop.signal)  # read once: a signal may come at any moment

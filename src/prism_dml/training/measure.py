@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -31,13 +29,13 @@ def embed_all(network: nn.Module, images: ImageBatches, ranks: Ranks = ALONE) ->
     return ranks.total(embeddings)
 
 
-def validate(embedder: Embedder, images: ImageBatches, ranks: Ranks = ALONE) -> float:
-    """Precision@1 among the validation images, by given labels: the truth is never asked. NaN without a match."""
+def validate(embedder: Embedder, images: ImageBatches, ranks: Ranks = ALONE) -> float | None:
+    """Precision@1 among the validation images, by given labels: the truth is never asked. None without a match."""
     embeddings, labels = embed_all(embedder, images, ranks), torch.from_numpy(images.table.labels)
     readable = (embeddings.abs().sum(dim=1) > 0).cpu()
     embeddings, labels = embeddings[readable], labels[readable]
     several = torch.bincount(labels)[labels] > 1
     if not several.any():
-        return math.nan
+        return None
     _, nearest = nearest_neighbours(embeddings)  # the other metrics would rank as many as a class has images
     return float((labels[nearest[:, 0].cpu()] == labels)[several].float().mean())

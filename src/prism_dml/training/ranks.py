@@ -206,10 +206,11 @@ def is_first() -> bool:
     return not is_launched() or os.environ["RANK"] == "0"
 
 
-def accelerator_for_several(config: TrainConfig) -> str:
-    """The kind of device of several processes; ValueError if there are not as many as `config.devices`."""
-    if config.accelerator == "mps":
-        raise ValueError(f"there is one mps device: devices must be 1, not {config.devices}")
+def kind_of_device(config: TrainConfig) -> str:
+    """cuda or cpu; ValueError if there are not as many devices as `config.devices`.
+
+    Never an Apple GPU, which Fabric's own auto would take: it has no float64, in which sums are exact.
+    """
     gpus = torch.cuda.device_count() if config.accelerator in ("auto", "cuda") else 0
     if gpus == 0 and config.accelerator != "cuda":
         return "cpu"
@@ -238,12 +239,11 @@ def join(config: TrainConfig) -> tuple[Fabric, Ranks]:
         ValueError: the machine has not so many devices, or another number of processes was launched.
     """
     if not is_launched() or os.environ["WORLD_SIZE"] == "1":
-        fabric = Fabric(accelerator=config.accelerator, devices=1, precision=config.precision)
-        return fabric, ALONE
+        return Fabric(accelerator=kind_of_device(config), devices=1, precision=config.precision), ALONE
     here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
     if config.devices not in (1, here):
         raise ValueError(f"{here} processes were launched on this machine, but devices is {config.devices}")
-    kind = accelerator_for_several(config)
+    kind = kind_of_device(config)
     number = int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
     if kind == "cuda":
         torch.cuda.set_device(number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def finish(
         save_networks(method, out)
     result: dict[str, Any] = {"steps": settings["steps"], "last_decisions": tally.final()}
     if sources.validation is not None:
-        result["validation_precision_at_1"] = best
+        result["validation_precision_at_1"] = best if math.isfinite(best) else None
     if method.selects:
         embeddings = embed_all(method.networks()["model"], sources.train, ranks)
         judged, rate = judge_samples(method, embeddings, sources.train.table)

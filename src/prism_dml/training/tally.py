@@ -31,20 +31,13 @@ class Tally(nn.Module):
         # steps with an update, their loss, samples, kept samples, clean samples, kept clean samples
         self.register_buffer("counts", torch.zeros(6, dtype=torch.float64))
 
-    def add(self, loss: Tensor, kept: Tensor, index: Tensor) -> None:
-        """Count a step: loss (), kept (B,) bool, index (B,)."""
+    def add(self, loss: Tensor | None, kept: Tensor, index: Tensor) -> None:
+        """Count a step: loss (), None without an update; kept (B,) bool, index (B,)."""
         clean = ~self.is_noisy[index]
-        learned = kept.any()
-        self.counts += torch.stack(
-            [
-                learned,
-                torch.where(learned, loss.detach().double(), 0.0),
-                torch.ones_like(kept).sum(),
-                kept.sum(),
-                clean.sum(),
-                (kept & clean).sum(),
-            ]
-        )
+        if loss is not None:
+            self.counts[:2] += torch.stack([torch.ones_like(loss), loss]).detach().double()
+        decided = [torch.ones_like(kept).sum(), kept.sum(), clean.sum(), (kept & clean).sum()]
+        self.counts[2:] += torch.stack(decided)
         self.kept[index] = kept
         self.judged[index] = True
 
