@@ -132,6 +132,8 @@ class Weighing(Refract):
 
 
 class NothingPutRight(Weighing):
+    learns_from_rejected = False
+
     def weigh(self, chances, trusted):
         return trusted * GIVEN
 
