@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -38,8 +39,25 @@ def test_json(prism, image_folder, corrections, tmp_path):
     out = tmp_path / "fixed.csv"
     _, shown, _ = prism("apply", image_folder, corrections, "--out", out, "--json")
     assert json.loads(shown) == {
-        "out": str(out), "images": 27, "relabelled": 1, "kept": 1, "dropped": 1, "new_classes": ["saucer"],
+        "out": str(out), "images": 27, "relabelled": 1, "kept": 1, "dropped": 1, "suspects_left": None,
+        "new_classes": ["saucer"],
     }  # fmt: skip
+
+
+def test_suspects_without_a_suggestion_are_counted(prism, image_folder, corrections, tmp_path):
+    suggestions = corrections.rename(tmp_path / "suggestions.json")
+    mark = table_fingerprint(read_table(image_folder))
+    command = ("apply", image_folder, suggestions, "--out", tmp_path / "fixed.csv")
+    line = "Suspects left as they are (no other class is suggested, or the classes overlap): 2\n"
+    for summary, known in [
+        ({"fingerprint": mark, "label_issues": 5}, True),
+        ({"fingerprint": mark, "label_issues": 3}, False),
+        ({"fingerprint": "sha256:of other data", "label_issues": 5}, False),
+        ([], False),
+    ]:
+        (tmp_path / "summary.json").write_text(json.dumps(summary))
+        status, shown, _ = prism(*command)
+        assert status == 0 and (line in shown) == known
 
 
 def test_training_on_the_result_works(prism, image_folder, corrections, tmp_path):
@@ -57,8 +75,31 @@ def test_corrections_of_other_data_leave_no_file(prism, image_folder, correction
     corrections.write_text(json.dumps(content))
     status, shown, error = prism("apply", image_folder, corrections, "--out", tmp_path / "out" / "x.csv")
     assert (status, shown) == (2, "")
-    assert error == "prism: error: the corrections were made for other data: the fingerprints differ\n"
+    assert error.startswith(
+        "prism: error: the data have changed since they were audited, in images that have no "
+    )
+    assert error.count("\n") == 1
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_what_changed_in_a_folder_is_said(prism, image_folder, corrections, tmp_path):
+    data, first = tmp_path / "d", read_table(image_folder).paths[0]
+    shutil.copytree(image_folder, data)
+    content = (data / first).read_bytes()
+    (data / first).unlink()
+    status, _, error = prism("apply", data, corrections, "--out", tmp_path / "x.csv")
+    assert (status, error) == (
+        2,
+        f"prism: error: 1 image that was audited is missing in the data: {first}; put it back, or audit anew\n",
+    )
+    (data / first).write_bytes(content)
+    (data / first).with_name("+.png").write_bytes(content)
+    status, _, error = prism("apply", data, corrections, "--out", tmp_path / "x.csv")
+    assert status == 2 and error.count("\n") == 1
+    assert (
+        "1 image was not there when the data were audited: test/fork/+.png; take it out, or audit anew"
+        in error
+    )
 
 
 def test_input_is_never_overwritten(prism, image_folder, tmp_path):

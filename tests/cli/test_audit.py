@@ -124,14 +124,18 @@ def test_images_that_cannot_be_read_are_left_out(prism, run_folder, image_folder
         (("{run}",), "DATA is missing"),
         (("{npz}", "--split", "train"), "--split needs DATA"),
         (("{npz}", "{data}", "--split", "no"), "there is no split 'no'"),
+        (("{run}", "{whole}", "--split", "no"), "the data has no splits; leave split out"),
+        (("{of_whole}", "{whole}", "--split", "no"), "the data has no splits; leave split out"),
         (("{npz}", "--suspects", "0"), "--suspects must be at least 1, not 0"),
         (("{other}", "{data}"), "has the label 'x', but"),
         (("{missing}", "{data}"), "'nowhere.png' is not in the data"),
     ],
 )
-def test_mistakes_are_one_line(prism, run_folder, noisy_list, tmp_path, arguments, message):
+def test_mistakes_are_one_line(prism, run_folder, image_folder, noisy_list, tmp_path, arguments, message):
     table = read_table(noisy_list)
     places = {"run": run_folder, "npz": clustered(table, tmp_path / "e.npz"), "data": noisy_list}
+    places |= {"whole": image_folder / "train", "of_whole": tmp_path / "w.npz"}
+    prism("embed", run_folder, places["whole"], "--out", places["of_whole"])
     for name, paths in [("other", table.paths), ("missing", ["nowhere.png"] * len(table))]:
         places[name] = tmp_path / f"{name}.npz"
         np.savez(places[name], embeddings=np.ones((len(table), 2)), labels=["x"] * len(table), paths=paths)

@@ -10,6 +10,8 @@ import time
 import pytest
 from filelock import FileLock
 
+from prism_dml.benchmark import shipped_protocols
+
 PROTOCOL = """
 data: [{name: tiny, path: "my photos"}]
 recipe:
@@ -45,6 +47,13 @@ def start(*arguments):
 
 def records(file):
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def test_help_names_every_protocol_that_comes_with_prism(prism, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        prism("benchmark", "--help")
+    said = capsys.readouterr().out.replace(",", " ").replace(";", " ").split()
+    assert not set(shipped_protocols()) - set(said)
 
 
 def test_one_process_at_a_time_in_a_folder(prism, image_folder, tmp_path):

@@ -1,4 +1,5 @@
 import json
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from prism_dml.benchmark import demo
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("demo") / "out"
+    return tmp_path_factory.mktemp("demo") / "a folder"
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +41,8 @@ def test_table_then_json(prism, folder):
     for suspect in result["suspects"]:
         assert suspect["path"] in shown
     assert str(folder / "report.html") in shown.replace("\n", "")
+    program, *command = shlex.split(shown.splitlines()[-1].partition("try: ")[2])
+    assert program == "prism" and prism(*command)[0] == 0
 
 
 def test_another_seed_needs_another_folder(prism, folder):

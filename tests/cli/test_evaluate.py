@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -66,6 +67,32 @@ def test_unknown_split_names_those_there_are(prism, run_folder, image_folder):
     status, _, error = prism("evaluate", run_folder, image_folder, "--split", "dev")
     assert status == 2
     assert "test, train" in error
+
+
+def test_a_split_of_data_without_splits_is_refused(prism, run_folder, image_folder):
+    data = image_folder / "train"
+    status, shown, error = prism("evaluate", run_folder, data, "--split", "tset")
+    assert (status, shown) == (2, "")
+    assert error == ("prism: error: there is no split 'tset': the data has no splits; leave split out\n")
+    status, shown, _ = prism("evaluate", run_folder, data, "--json", "-")
+    assert status == 0
+    result = json.loads(shown)
+    assert (result["num_queries"], result["split"]) == (18, None)
+
+
+def test_the_test_is_measured_on_if_nothing_is_said(prism, run_folder, image_folder, tmp_path):
+    shutil.copytree(image_folder / "train", tmp_path / "train")
+    status, _, error = prism("evaluate", run_folder, tmp_path)
+    assert status == 2
+    assert "there is no split 'test' in the data; it has: train" in error
+
+
+def test_an_interrupted_run_has_no_model_yet(prism, image_folder, tmp_path):
+    (tmp_path / "checkpoint.safetensors").touch()
+    status, _, error = prism("evaluate", tmp_path, image_folder)
+    assert status == 2
+    assert f"no model in {tmp_path} yet: its training is not finished" in error
+    assert "if it was interrupted, go on with --resume" in error
 
 
 def test_classes_of_one_image_each_cannot_be_measured():

@@ -37,7 +37,7 @@ def test_onnx(prism, run_folder, tmp_path):
     [
         (None, ("--format", "onnx", "--out", "m.pt"), "--out must end in .onnx, not 'm.pt'"),
         (None, ("--format", "safetensors", "--out", "m.onnx"), "--out must end in .safetensors"),
-        ("nothing", ("--format", "onnx", "--out", "m.onnx"), "no model in"),
+        ("nothing", ("--format", "onnx", "--out", "m.onnx"), "nothing: no such file or folder"),
         (None, ("--format", "pickle", "--out", "m.pickle"), "--format: expected one of onnx, safetensors"),
     ],
 )

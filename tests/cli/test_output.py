@@ -1,4 +1,6 @@
 import json
+import re
+import sys
 
 import numpy as np
 import torch
@@ -38,6 +40,26 @@ def test_table_goes_to_standard_output(capsys):
 def test_long_title_stays_whole_and_no_rows_are_no_table(capsys):
     print_table("/a/very/long/path" * 20, ("Measure", "Value"), [])
     assert capsys.readouterr().out == "/a/very/long/path" * 20 + "\n"
+
+
+LONG = f"/a path/{'of many folders/' * 8}and a name.jpg"
+
+
+def test_nothing_is_cut_where_lines_can_have_any_length(capsys):
+    print_table("Result", ("Image", "Label", "Value"), [(LONG, "cup", "0.5")])
+    assert re.search(rf"^ +{LONG} +cup +0.5 *$", capsys.readouterr().out, flags=re.MULTILINE)
+
+
+def test_on_a_terminal_long_names_go_on_below(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "60")
+    print_table("Result", ("Image", "Label", "Value"), [(LONG, "cup", "0.5"), ("x" * 99, "a mug", "1")])
+    shown = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    assert max(map(len, shown.splitlines())) <= 60 and "…" not in shown
+    texts = re.sub(r"(cup +0\.5|a mug +1) *\n", "", shown)
+    assert LONG.replace(" ", "") in re.sub(r"\s", "", texts) and "x" * 99 in re.sub(r"\s", "", texts)
+    assert re.search(r" cup +0\.5 *$", shown, flags=re.MULTILINE), "the others stay whole"
 
 
 def test_progress_is_silent_where_nobody_watches(capsys):

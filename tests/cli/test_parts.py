@@ -186,7 +186,7 @@ def test_another_job_in_the_folder_is_refused(prism, model, data, whole, tmp_pat
     write_data(tmp_path / "d.parquet", 42, unreadable=[3])  # same names and labels, other bytes
     assert "of other data" in refused(model, tmp_path / "d.parquet", *PARTS)
     assert "in parts of another size" in refused(model, data, "--rows-per-part", 5)
-    assert "of another split" in refused(model, data, *PARTS, "--split", "test")
+    assert "the data has no splits" in refused(model, data, *PARTS, "--split", "test")
 
 
 @pytest.mark.parametrize(
@@ -264,6 +264,42 @@ def test_ctrl_c_says_how_to_go_on(prism, model, data, tmp_path, monkeypatch):
     status, _, error = prism("embed", model, data, "--out", tmp_path / "e", *PARTS)
     assert (status, error) == (130, f"prism: stopped; the same command goes on with {tmp_path / 'e'}\n")
     assert [file.name for file in (tmp_path / "e").iterdir()] == ["manifest.json"]
+
+
+@pytest.mark.parametrize("command", ["embed", "index"])
+def test_a_folder_of_other_things_stays_as_it_is(prism, data, tmp_path, command):
+    photos = tmp_path / "photos"
+    (photos / "a").mkdir(parents=True)
+    status, _, error = prism(command, tmp_path / "no run", data, "--out", photos)  # refused before any work
+    assert status == 2 and error.count("\n") == 1
+    assert "--out must be a new or empty folder, or one with " in error and f"{photos} holds 'a'" in error
+    assert [file.name for file in photos.iterdir()] == ["a"]
+
+
+def test_an_empty_folder_is_taken(prism, model, data, tmp_path):
+    for command in ("embed", "index"):
+        (tmp_path / command).mkdir()
+        (tmp_path / command / ".DS_Store").write_text("")
+        assert prism(command, model, data, "--out", tmp_path / command)[0] == 0
+        assert prism(command, model, data, "--out", tmp_path / command)[0] == 0
+
+
+def test_embeddings_and_an_index_do_not_mix(prism, model, data, whole, tmp_path):
+    before = contents(whole)
+    status, _, error = prism("index", whole, "--out", whole)
+    assert status == 2 and "or one with an index" in error and contents(whole) == before
+    assert prism("index", whole, "--out", tmp_path / "i")[0] == 0
+    status, _, error = prism("embed", model, data, "--out", tmp_path / "i")
+    assert status == 2 and "or one with embeddings" in error
+
+
+def test_the_index_of_parts_knows_their_model(prism, model, whole, tmp_path):
+    assert prism("index", whole, "--out", tmp_path / "i")[0] == 0
+    Image.new("RGB", (20, 20)).save(tmp_path / "q.png")
+    assert prism("search", model, tmp_path / "i", tmp_path / "q.png")[0] == 0
+    save(Embedder("small", 6, seed=1, image_size=16, backbone_options={"widths": [8, 8]}), tmp_path / "other")
+    status, _, error = prism("search", tmp_path / "other", tmp_path / "i", tmp_path / "q.png")
+    assert status == 2 and "was built with another model" in error
 
 
 def test_options_that_do_not_fit(prism, model, data, tmp_path):

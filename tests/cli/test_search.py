@@ -33,6 +33,28 @@ def test_an_image_finds_itself(prism, run_folder, image_folder, index, tmp_path)
         assert picture.width > 400
 
 
+def test_a_long_path_is_whole_where_output_is_no_terminal(prism, run_folder, image_folder, tmp_path):
+    name = f"{'a long name ' * 12}.png"
+    (tmp_path / "d" / "cup").mkdir(parents=True)
+    (tmp_path / "d" / "cup" / name).write_bytes((image_folder / "test" / "fork" / "0.png").read_bytes())
+    assert prism("index", run_folder, tmp_path / "d", "--out", tmp_path / "i")[0] == 0
+    status, shown, _ = prism("search", run_folder, tmp_path / "i", image_folder / "test" / "fork" / "0.png")
+    assert status == 0
+    assert f"cup/{name} " in shown
+
+
+def test_names_in_any_script_are_drawn_without_a_word(prism, run_folder, image_folder, tmp_path):
+    for name in ("猫", "كلب"):
+        (tmp_path / "d" / name).mkdir(parents=True)
+        image = (image_folder / "test" / "fork" / "0.png").read_bytes()
+        (tmp_path / "d" / name / f"{name}.png").write_bytes(image)
+    assert prism("index", run_folder, tmp_path / "d", "--out", tmp_path / "i")[0] == 0
+    sheet = tmp_path / "s.png"
+    status, _, error = prism("search", run_folder, tmp_path / "i", tmp_path / "d", "--sheet", sheet)
+    assert (status, error) == (0, "")
+    assert sheet.is_file()
+
+
 def test_json_on_standard_output_and_more_matches_than_images(prism, run_folder, image_folder, index):
     query = image_folder / "test" / "fork" / "3.png"
     status, shown, _ = prism("search", run_folder, index, query, "--matches", 100, "--json", "-")
@@ -40,10 +62,25 @@ def test_json_on_standard_output_and_more_matches_than_images(prism, run_folder,
     assert len(json.loads(shown)["queries"][0]["matches"]) == 28
 
 
-def test_another_model_is_refused(prism, image_folder, index, tmp_path):
-    save(Embedder("small", 5, image_size=16, backbone_options={"widths": [8, 8]}), tmp_path / "other")
-    status, _, error = prism("search", tmp_path / "other", index, image_folder / "test")
-    assert status == 2
+@pytest.mark.parametrize("dim", [5, 6])
+def test_another_model_is_refused(prism, image_folder, index, tmp_path, dim):
+    other = tmp_path / "other"
+    save(Embedder("small", dim, seed=1, image_size=16, backbone_options={"widths": [8, 8]}), other)
+    status, _, error = prism("search", other, index, image_folder / "test")
+    assert (status, error) == (
+        2,
+        f"prism: error: {index} was built with another model than {other}: search with that one, or build it anew\n",
+    )
+
+
+def test_an_index_of_a_file_tells_no_model(prism, run_folder, image_folder, tmp_path):
+    assert prism("embed", run_folder, image_folder, "--out", tmp_path / "e.npz")[0] == 0
+    assert prism("index", tmp_path / "e.npz", "--out", tmp_path / "i")[0] == 0
+    for dim, refused in ((6, False), (5, True)):
+        other = tmp_path / f"other {dim}"
+        save(Embedder("small", dim, seed=1, image_size=16, backbone_options={"widths": [8, 8]}), other)
+        status, _, error = prism("search", other, tmp_path / "i", image_folder / "test")
+        assert (status == 2) == refused
     assert "embeddings of 6 numbers, the query of 5: it was built with another model" in error
 
 

@@ -1,4 +1,6 @@
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -30,8 +32,27 @@ def test_trains_from_a_file_of_options_and_says_what_came_out(prism, noisy_list,
     assert f"Trained 4 steps: {run}" in shown
     assert f"Next: prism evaluate {run} {noisy_list}" in shown
     assert "Purity" in shown
+    assert re.search(r"Learned from +18 images of 3 classes", shown)
     assert load(run).config["embedding_dim"] == 4
     assert prism("evaluate", run, image_folder)[0] == 0
+
+
+def test_the_next_command_can_be_pasted(prism, image_folder, tmp_path):
+    """With spaces in its paths; without a test the labels are looked at, not the images just learned from."""
+    for data, command in ((image_folder, "evaluate"), (image_folder / "train", "audit")):
+        status, shown, error = prism("train", data, "--out", tmp_path / f"a run for {command}", *QUICK)
+        assert status == 0, error
+        program, *arguments = shlex.split(shown.splitlines()[-1].removeprefix("Next: "))
+        assert (program, arguments[0]) == ("prism", command)
+        assert prism(*arguments)[0] == 0
+
+
+def test_a_finished_run_cannot_be_gone_on_with(prism, image_folder, tmp_path):
+    arguments = ("train", image_folder, "--out", tmp_path / "run", *QUICK)
+    assert prism(*arguments)[0] == 0
+    status, _, error = prism(*arguments, "--resume")
+    assert status == 2
+    assert f"the run in {tmp_path / 'run'} is finished, after 4 steps" in error
 
 
 def test_json_and_default_folder(prism, noisy_list, tmp_path, monkeypatch):

@@ -72,12 +72,15 @@ def test_unreadable_images_are_named_skipped_and_counted(caplog: pytest.LogCaptu
 def test_too_many_unreadable_images() -> None:
     data = [encode(grey(0))] * 98 + [b"no image"] * 2
     assert len(load_images(table_of(data), 4, max_unreadable=0.02)[0]) == 98
-    with pytest.raises(ValueError, match=r"2 of 100 images are unreadable, more than the share of 0\.01"):
+    with pytest.raises(
+        ValueError, match=r"2 of 100 images are unreadable, more than the share of 0\.01"
+    ) as error:
         load_images(table_of(data), 4)
+    assert "a higher max_unreadable puts up with more" in str(error.value)
 
 
 def test_nothing_readable_is_an_error_however_much_is_put_up_with() -> None:
-    with pytest.raises(ValueError, match="2 of 2 images are unreadable"):
+    with pytest.raises(ValueError, match="none of the 2 images is readable; the last one: '1.png'"):
         load_images(table_of([b"", b""]), 4, max_unreadable=1)
 
 

@@ -69,9 +69,15 @@ def one(index=0, path="0.png", given="a"):
 @pytest.mark.parametrize(
     ("items", "message"),
     [
-        (one(9, "9.png"), "for sample 9, but the data has 4"),
-        (one(-1, "3.png"), "for sample -1"),
-        (one(path="x"), "sample 0 is '0.png' in the data, 'x' in the corrections"),
+        (
+            one(9, "9.png"),
+            "1 image that was audited is missing in the data: 9.png; put it back, or audit anew",
+        ),
+        (one(-1, "3.png"), "for sample -1, but they are numbered from 0"),
+        (
+            one(path="x") + one(2, "y"),
+            "2 images that were audited are missing in the data: x, y; put them back",
+        ),
         (one(given="b"), "has the label 'a' in the data, 'b' in the corrections"),
         (one() * 2, "two corrections for sample 0"),
     ],
@@ -84,8 +90,57 @@ def test_corrections_of_other_samples_are_refused(items, message):
 
 def test_corrections_of_other_data_are_refused():
     made = decided(table(), (0, "keep", "a"))
-    with pytest.raises(ValueError, match="made for other data"):
+    with pytest.raises(ValueError, match="data have changed .* in images that have no correction"):
         apply_corrections(table(["a", "b", "b", "10"]), made)
+
+
+def of_paths(paths):
+    return ImageTable.from_names(BytesImages([b""] * len(paths)), paths, ["a"] * len(paths))
+
+
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        ("bcdef", "1 image that was audited is missing in the data, before 'b'; put it back, or audit anew"),
+        (
+            "abdef",
+            "1 image that was audited is missing in the data, after 'b' and before 'e'; put it back, or",
+        ),
+        (
+            "abef",
+            "2 images that were audited are missing in the data, after 'b' and before 'e'; put them back",
+        ),
+        ("acdef", "1 image that was audited is missing in the data: b; put it back, or audit anew"),
+        ("aXcde", "1 image that was audited is missing in the data: b; put it back, or audit anew"),
+        (
+            "abcdXef",
+            "not there when the data were audited, 1 of the 3 from 'c' to 'X'; take it out, or audit",
+        ),
+        (
+            "abcdeXf",
+            "in images that have no correction: one was added, taken out, renamed or given another label",
+        ),
+        ("abcde", "in images that have no correction"),
+        (
+            "aXYbcdef",
+            "2 images were not there when the data were audited, 2 of the 3 from 'a' to 'Y'; take them",
+        ),
+        ("fedcba", "in another order than when they were audited; restore it, or audit anew"),
+    ],
+)
+def test_what_has_changed_is_said(now, message):
+    made = decided(of_paths("abcdef"), (4, "drop", None), (1, "keep", "a"))
+    with pytest.raises(ValueError, match=message) as refusal:
+        apply_corrections(of_paths(now), made)
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_added_image_between_corrections_is_named():
+    made = decided(of_paths("abc"), (0, "drop", None), (1, "keep", "a"))
+    with pytest.raises(
+        ValueError, match="1 image was not there when the data were audited: X; take it out, or"
+    ):
+        apply_corrections(of_paths("aXbc"), made)
 
 
 def test_dropping_everything_is_refused():

@@ -200,8 +200,9 @@ def test_too_many_unreadable_images_fail() -> None:
     batches = StreamingBatches(make_table(broken=(3, 7)), 16, Augment("none"), 16, max_unreadable=0.05)
     with pytest.raises(
         ValueError, match=r"2 of the \d+ images seen are unreadable, more than the share of 0.05"
-    ):
+    ) as error:
         list(batches.evaluate(10))
+    assert "a higher max_unreadable puts up with more" in str(error.value)
     with pytest.raises(ValueError, match="are unreadable"):
         take(batches, 12)
     with pytest.raises(ValueError, match="unreadable"):

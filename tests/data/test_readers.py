@@ -62,7 +62,8 @@ def test_folder_of_class_folders(tmp_path: Path) -> None:
     assert names(table) == ["10", "9", "tea pot", "tea pot"]
     assert [table.images.read(i) for i in range(4)] == [path.encode() for path in table.paths]
     assert table.splits is None and table.clean_labels is None
-    assert read_table(str(tmp_path), split="test").paths == table.paths
+    with pytest.raises(ValueError, match="the data has no splits; leave split out"):
+        read_table(str(tmp_path), split="test")
 
 
 def test_folder_with_splits(tmp_path: Path) -> None:
@@ -91,7 +92,50 @@ def test_images_outside_of_class_folders_are_reported(
     touch(tmp_path, "a/1.png", "loose 1.png", "loose 2.png", "readme.md")
     with caplog.at_level(logging.WARNING, "prism_dml"):
         assert len(read_table(tmp_path)) == 1
-    assert len(caplog.messages) == 1 and "2 images lie outside of class folders" in caplog.messages[0]
+    assert caplog.messages == [
+        f"{tmp_path}: 2 images lie outside of class folders and are ignored, one of them: 'loose 1.png'"
+    ]
+
+
+def test_one_loose_image_beside_splits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "train/a/1.png", "test/b/1.png", "test/loose.png")
+    assert len(read_table(tmp_path)) == 2
+    assert caplog.messages == [
+        f"{tmp_path}: 1 image lies outside of class folders and is ignored: 'test/loose.png'"
+    ]
+
+
+def test_folders_below_class_folders_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "Fruit/Apple/1.jpg", "Fruit/Pear/1.jpg", "Leek/1.jpg")
+    assert read_table(tmp_path).classes == ["Fruit", "Leek"]
+    assert caplog.messages == [
+        f"{tmp_path}: 2 images lie deeper than CLASS/IMAGE, which makes no further classes: 'Fruit/Apple/1.jpg' is of "
+        "the class 'Fruit'"
+    ]
+
+
+def test_depth_is_counted_below_splits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "train/cars/1.png", "test/cars/1.png", "test/cars/old/1.png")
+    assert read_table(tmp_path).classes == ["cars"]
+    assert len(caplog.messages) == 1 and "1 image lies deeper" in caplog.messages[0]
+    assert "'test/cars/old/1.png' is of the class 'cars'" in caplog.messages[0]
+    caplog.clear()
+    touch(tmp_path, "dogs/1.png")  # train/ and test/ are classes now
+    assert read_table(tmp_path).classes == ["dogs", "test", "train"]
+    assert "3 images lie deeper" in caplog.messages[0]
+    assert "'test/cars/1.png' is of the class 'test'" in caplog.messages[0]
+
+
+def test_class_folders_without_images_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "train/a/1.png", "train/b/notes.txt", "test/c/1.png")
+    read_table(tmp_path)
+    assert caplog.messages == [f"{tmp_path}: 1 class folder has no images: train/b"]
+    caplog.clear()
+    for i in range(200):
+        (tmp_path / "test" / f"{i:03}").mkdir()
+    read_table(tmp_path)
+    assert "201 class folders have no images: test/000, test/001, " in caplog.messages[0]
+    assert len(caplog.messages[0]) < 400 + len(str(tmp_path))
 
 
 def test_folders_without_images(tmp_path: Path) -> None:

@@ -168,6 +168,26 @@ def test_csv_and_class_folders(memory):
         load_images(read_table("memory://set/list.csv"), 8)
 
 
+def test_odd_places_of_images_are_reported(memory, caplog):
+    for name in (
+        "train/cat/1.png",
+        "train/cat/old/2.png",
+        "test/dog/1.png",
+        "test/loose.png",
+        "test/none/a.txt",
+    ):
+        memory.pipe(f"/set/pets/{name}", png(1))
+    table = read_table("memory://set/pets")
+    assert table.paths == ["test/dog/1.png", "train/cat/1.png", "train/cat/old/2.png"]
+    assert table.classes == ["cat", "dog"] and table.splits.tolist() == ["test", "train", "train"]
+    assert caplog.messages == [
+        "memory://set/pets: 1 image lies outside of class folders and is ignored: 'test/loose.png'",
+        "memory://set/pets: 1 image lies deeper than CLASS/IMAGE, which makes no further classes: "
+        "'train/cat/old/2.png' is of the class 'cat'",
+        "memory://set/pets: 1 class folder has no images: test/none",
+    ]
+
+
 def test_images_that_do_not_fit_into_memory_are_swept_over(memory, monkeypatch):
     table = read_table("memory://set")
     assert storage_blocks(table.images) is None

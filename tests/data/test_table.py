@@ -92,6 +92,15 @@ def test_split_of_data_without_splits_is_all_of_it() -> None:
     assert make_table(["a", "b"]).split("test").paths == ["0.png", "1.png"]
 
 
+def test_members_of_a_split_that_is_there() -> None:
+    table = make_table(["a", "b", "c"], splits=["train", "test", "train"])
+    assert table.members("train").tolist() == [0, 2]
+    with pytest.raises(ValueError, match="no split 'val' in the data; it has: test, train"):
+        table.members("val")
+    with pytest.raises(ValueError, match="no split 'test': the data has no splits; leave split out"):
+        make_table(["a", "b"]).members("test")
+
+
 def test_require_classes_counts_classes_with_samples() -> None:
     make_table(["a", "b"]).require_classes(2)
     with pytest.raises(ValueError, match="2 classes or more are needed, the data has 1"):

@@ -38,7 +38,7 @@ def test_round_trip(tmp_path):
 
 
 def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path):
-    path = tmp_path / "t"
+    path = tmp_path / "t.safetensors"
     write_tensors(path, "checkpoint", 2, {"a": torch.arange(3.0)}, {"step": "7"})
     whole = path.read_bytes()
     length = int.from_bytes(whole[:8], "little")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from prism_dml.models import Embedder, load, save, save_as_file
+from prism_dml.models.files import CHECKPOINT
 
 
 def tiny(seed=0, backbone="small"):
@@ -63,6 +64,9 @@ def test_a_file_that_is_no_model(tmp_path):
     (tmp_path / "m.safetensors").write_bytes(b"junk")
     with pytest.raises(ValueError, match="the model .*m.safetensors is damaged"):
         load(tmp_path / "m.safetensors")
+    (tmp_path / "m.onnx").write_bytes(b"another program's")
+    with pytest.raises(ValueError, match="m.onnx is no model that Prism saved$"):
+        load(tmp_path / "m.onnx")
 
 
 def test_every_flipped_bit_of_the_card_is_noticed(tmp_path):
@@ -170,8 +174,16 @@ def test_damage_is_one_clear_line(tmp_path, change, message):
 
 
 def test_no_folder(tmp_path):
-    with pytest.raises(ValueError, match="no model in"):
+    with pytest.raises(ValueError, match="missing: no such file or folder"):
         load(tmp_path / "missing")
+
+
+def test_a_run_that_was_interrupted(tmp_path):
+    (tmp_path / CHECKPOINT).touch()
+    with pytest.raises(ValueError, match="no model in .* yet: .* interrupted, go on with --resume"):
+        load(tmp_path)
+    save(tiny(), tmp_path / "model")
+    assert load(tmp_path)
 
 
 def test_checksum_covers_what_is_no_safetensors_file(tmp_path):

@@ -1,10 +1,18 @@
 import json
 
+import faiss
 import numpy as np
 import pandas as pd
 import pytest
 
-from prism_dml.retrieval import build_index, choose_kind, load_index, nearest_neighbours, save_index
+from prism_dml.retrieval import (
+    build_index,
+    choose_kind,
+    holds_index,
+    load_index,
+    nearest_neighbours,
+    save_index,
+)
 
 
 def vectors(count=400, dim=16, seed=0):
@@ -37,6 +45,39 @@ def test_approximate_kinds_find_most_of_the_neighbours(kind, least):
     assert index.kind == kind
 
 
+def recall(dim):
+    """Share of the ten nearest that IVF-PQ finds among vectors that lie in no clusters of their own."""
+    reference = np.random.default_rng(0).normal(size=(2000, dim)).astype("f")
+    index = build_index(reference, "ivf-pq")
+    assert index.embedding_dim == dim
+    faiss.extract_index_ivf(index.faiss_index).nprobe = 10_000  # so that codes alone decide
+    _, numbers = index.search(reference[:200], 10)
+    _, expected = nearest_neighbours(reference[:200], reference, 10)
+    pairs = zip(numbers.tolist(), expected.tolist(), strict=True)
+    return np.mean([len(set(a) & set(b)) / 10 for a, b in pairs])
+
+
+def test_no_number_of_dimensions_is_coded_badly():
+    assert recall(127) > recall(128) - 0.05
+
+
+@pytest.mark.parametrize(
+    ("dim", "padded", "pieces"),
+    [(7, 7, 7), (61, 61, 61), (65, 66, 33), (67, 68, 34), (96, 96, 48), (127, 128, 64), (384, 384, 64)],
+)
+def test_pieces_of_ivf_pq(tmp_path, dim, padded, pieces):
+    reference = vectors(dim=dim)
+    index = build_index(reference, "ivf-pq")
+    inner = faiss.downcast_index(faiss.extract_index_ivf(index.faiss_index))
+    assert (inner.d, inner.pq.M) == (padded, pieces)
+    assert isinstance(index.faiss_index, faiss.IndexPreTransform) == (padded > dim)
+    save_index(index, pd.DataFrame({"path": range(400)}), tmp_path, {})
+    again, _, _ = load_index(tmp_path)
+    assert again.embedding_dim == dim
+    for found, expected in zip(again.search(reference[:9], 5), index.search(reference[:9], 5), strict=True):
+        assert (found == expected).all()
+
+
 def test_kind_by_size():
     assert [choose_kind(n) for n in (1, 50_000, 50_001, 2_000_000, 2_000_001)] == [
         "flat", "flat", "hnsw", "hnsw", "ivf-pq",
@@ -54,6 +95,18 @@ def test_saved_and_loaded(tmp_path, kind):
     assert its_rows.equals(rows)
     assert (again.search(reference[:3], 5)[1] == index.search(reference[:3], 5)[1]).all()
     assert len(list((tmp_path / "i").iterdir())) == 3
+
+
+def test_folders_that_hold_an_index(tmp_path):
+    assert not holds_index(tmp_path / "none") and not holds_index(tmp_path)
+    for name in ("rows-of-shelves.parquet", "index.json"):
+        (tmp_path / name).write_text("{}")
+        assert not holds_index(tmp_path)
+    (tmp_path / "index.json").unlink()
+    save_index(build_index(vectors()), pd.DataFrame({"path": range(400)}), tmp_path, {})
+    assert holds_index(tmp_path)
+    (tmp_path / "index.json").unlink()  # as if killed before the end
+    assert holds_index(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,19 @@ def test_of_another_model(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_what_a_check_refuses_is_not_restored(tmp_path: Path) -> None:
+    write(tmp_path, *parts(0), {"step": 1})
+    modules, optimizer = parts(1)
+    before = [value.clone() for value in flat(modules, optimizer)]
+
+    def refuse(notes: dict) -> None:
+        raise ValueError(f"not at step {notes['step']}")
+
+    with pytest.raises(ValueError, match="not at step 1"):
+        load_checkpoint(tmp_path, modules, optimizer, refuse)
+    assert all(torch.equal(a, b) for a, b in zip(before, flat(modules, optimizer), strict=True))
+
+
 def test_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no checkpoint"):
         load_checkpoint(tmp_path, *parts(0))

@@ -200,7 +200,7 @@ def test_an_existing_run_is_not_overwritten(table, settings, tmp_path: Path) -> 
     train(table, settings(), tmp_path / "run", resume=True)
     with pytest.raises(ValueError, match="already holds a run"):
         train(table, settings(), tmp_path / "run")
-    with pytest.raises(ValueError, match="no checkpoint"):
+    with pytest.raises(ValueError, match="run is finished, after 14 steps"):
         train(table, settings(), tmp_path / "run", resume=True)
 
 
@@ -214,12 +214,13 @@ def test_resuming_with_other_settings_or_data(table, settings, tmp_path: Path) -
     before = left_behind(tmp_path / "run")
     for change in ({"lr": 0.1}, {"steps": 20}, {"noise_rate": 0.5}, {"seed": 3}, {"embedding_dim": 9},
                    {"method": "mcl"}, {"bank_size": 51}):  # fmt: skip
-        with pytest.raises(ValueError, match=r"other settings|another run"):
+        with pytest.raises(ValueError, match="holds a run with other settings or data: "):
             train(table, settings(**change), tmp_path / "run", resume=True)
     wrong = table.labels.copy()
     wrong[[0, 1]] = wrong[[9, 9]]
-    for data in (table.select(np.arange(len(table)) != 5), replace(table, labels=wrong)):
-        with pytest.raises(ValueError, match=r"other settings or data: data|another run"):
+    fewer = table.select(table.labels != 0)  # a class less: its memory has another size
+    for data in (table.select(np.arange(len(table)) != 5), replace(table, labels=wrong), fewer):
+        with pytest.raises(ValueError, match="holds a run with other settings or data: .*data"):
             train(data, settings(), tmp_path / "run", resume=True)
     assert left_behind(tmp_path / "run") == before, "a failed attempt must not harm the run"
 

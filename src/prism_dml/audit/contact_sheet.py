@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,7 +50,9 @@ def plot_matches(
             if picture is not None:
                 axes[row, column].imshow(picture)
             axes[row, column].set_title(f"{_short(label)}\n{similarity:.3f}", fontsize=8, parse_math=False)
-    with replacing(out) as temporary:
+    with replacing(out) as temporary, warnings.catch_warnings():
+        # Of names in other scripts: a box is drawn for what the font lacks.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(temporary, format="png")
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prism_dml.cli.output import print_json, progress_bar
+
+if TYPE_CHECKING:
+    from prism_dml.data import Corrections
 
 
 def apply(data: str, corrections: Path, *, out: Path, json: bool = False) -> None:
@@ -16,7 +21,8 @@ def apply(data: str, corrections: Path, *, out: Path, json: bool = False) -> Non
     Args:
         data: Folder of class folders, CSV, or parquet, on disk or at a URL (s3://, gs://, https:// ...): the data that
             was audited, all of its splits.
-        corrections: JSON that the page of `prism audit` exported, or its suggestions.json.
+        corrections: JSON that the page of `prism audit` exported, or its suggestions.json; the suspects that have no
+            suggestion there stay as they are, and are counted if the other files of the audit lie beside it.
         out: File to write, .csv or .parquet; replaced if it exists.
         json: Print the result as JSON.
 
@@ -27,17 +33,32 @@ def apply(data: str, corrections: Path, *, out: Path, json: bool = False) -> Non
 
     decided = read_corrections(corrections)
     result = apply_corrections(read_table(data), decided)
-    table = result.table
+    table, left = result.table, _suspects_left(corrections, decided)
     with progress_bar() as bar:
         task = bar.add_task("writing", total=len(table))
         write_table(table, out, data, lambda done, total: bar.update(task, completed=done, total=total))
     if json:
         counts = {"relabelled": result.relabelled, "kept": result.kept, "dropped": result.dropped}
-        print_json({"out": str(out), "images": len(table), **counts, "new_classes": result.new_classes})
+        counted = {"out": str(out), "images": len(table), **counts, "suspects_left": left}
+        print_json(counted | {"new_classes": result.new_classes})
         return
     print(
         f"{out}: {len(table):,} images; {result.relabelled:,} relabelled, {result.kept:,} found right, "
         f"{result.dropped:,} dropped"
     )
+    if left:
+        print(f"Suspects left as they are (no other class is suggested, or the classes overlap): {left:,}")
     if result.new_classes:
         print(f"New classes: {', '.join(result.new_classes)}")
+
+
+def _suspects_left(file: Path, decided: Corrections) -> int | None:
+    """How many suspects of an audit have no correction in its suggestions.json; None where nothing is known of it."""
+    if file.name != "suggestions.json":
+        return None
+    try:
+        summary = json.loads((file.parent / "summary.json").read_text(encoding="utf-8"))
+        known = summary["fingerprint"] == decided.fingerprint
+        return summary["label_issues"] - len(decided.items) if known else None
+    except (OSError, ValueError, LookupError, TypeError):  # it lies somewhere else by now
+        return None

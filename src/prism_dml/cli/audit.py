@@ -55,7 +55,8 @@ def audit(
         json: Print the result as JSON.
 
     Raises:
-        ValueError: the model, the embeddings or the data cannot be read, or they do not belong together.
+        ValueError: the model, the embeddings or the data cannot be read, they do not belong together, or there is no
+            such split.
     """
     if suspects < 1:
         raise ValueError(f"--suspects must be at least 1, not {suspects}")
@@ -142,7 +143,7 @@ def _from_run(run: Path, data: str, split: str | None, embedding: dict[str, Any]
     from prism_dml.models import load
 
     model, whole = load(run), read_table(data)
-    inside = np.arange(len(whole)) if split is None or whole.splits is None else _members(whole, split)
+    inside = np.arange(len(whole)) if split is None else whole.members(split)
     asked = whole.select(inside)
     embedded = _handed_over(run, asked) or embed_table(model, asked, **embedding)
     table = embedded.table
@@ -189,8 +190,8 @@ def _from_embeddings(file: Path, data: str | None, split: str | None) -> _Sample
     whole = read_table(data)
     index = _matched(file, found.paths, found.labels, whole)
     stays = np.ones(len(index), dtype=bool)
-    if split is not None and whole.splits is not None:
-        stays = np.isin(index, _members(whole, split))
+    if split is not None:
+        stays = np.isin(index, whole.members(split))
         if not stays.any():
             raise ValueError(f"{file}: no embedding is of the split '{split}'")
     paths = [path for path, stay in zip(found.paths, stays, strict=True) if stay]
@@ -198,14 +199,6 @@ def _from_embeddings(file: Path, data: str | None, split: str | None) -> _Sample
     return _Samples(
         found.vectors[stays], labels[stays], paths, index, table_fingerprint(whole), whole.select(index)
     )
-
-
-def _members(whole: ImageTable, split: str) -> NDArray[np.int64]:
-    import numpy as np
-
-    whole.split(split)  # refuses a split that is not there
-    assert whole.splits is not None
-    return np.flatnonzero(whole.splits == split)
 
 
 def _matched(file: Path, paths: Sequence[str], labels: list[str], whole: ImageTable) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 import textwrap
@@ -84,7 +85,8 @@ def _show(result: dict[str, Any], folder: Path) -> None:
     model = folder / "refract"
     print(f"Pictures and all of this: {folder / 'report.html'}")
     print(f"Judgement on every training label: {folder / 'samples.csv'}")
-    print(f"The model: {model}; try: prism evaluate {model} {folder / 'data.parquet'}")
+    command = shlex.join(["prism", "evaluate", str(model), str(folder / "data.parquet")])
+    print(f"The model: {model}; try: {command}")
 
 
 def _probability(value: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,9 +54,9 @@ def embed(
 
     Raises:
         ValueError: the model or the data cannot be read, the file is of neither kind, or the folder holds other
-            embeddings.
+            embeddings or other files.
     """
-    from prism_dml.data import place, read_table, write_embeddings
+    from prism_dml.data import holds_parts, place, read_table, write_embeddings
     from prism_dml.models import load
 
     is_file = out.suffix.lower() in (".parquet", ".npz") and not out.is_dir()
@@ -65,6 +66,7 @@ def embed(
     if isinstance(source, Path) and source.resolve() == out.resolve():
         raise ValueError(f"--out must not be the data itself: {out}")
     if not is_file:
+        refuse_other_files(out, holds_parts, "embeddings")
         from prism_dml.cli.parts import Settings
 
         settings = Settings(run, data, out, split, rows_per_part, batch_size, workers, max_unreadable, device)
@@ -111,6 +113,16 @@ def _embed_in_parts(settings: Settings, devices: int, json: bool) -> None:
         f"{result['images']:,} embeddings of {result['embedding_dim']} numbers in {settings.out} "
         f"({result['parts']:,} of {result['parts_of_job']:,} parts)"
     )
+
+
+def refuse_other_files(out: Path, is_ours: Callable[[Path], bool], what: str) -> None:
+    """ValueError if a folder holds files, unless `is_ours` tells that they are `what` this command writes."""
+    names = (file.name for file in out.glob("*"))
+    inside = sorted(name for name in names if not name.startswith("."))
+    if inside and not is_ours(out):  # asked after the list was made: another process may begin meanwhile
+        raise ValueError(
+            f"--out must be a new or empty folder, or one with {what}: {out} holds '{inside[0]}'"
+        )
 
 
 def embed_table(

@@ -18,7 +18,7 @@ def evaluate(
     run: Path,
     data: str,
     *,
-    split: str = "test",
+    split: str | None = None,
     json: Path | None = None,
     seed: int = 0,
     batch_size: int = 256,
@@ -34,7 +34,7 @@ def evaluate(
     Args:
         run: Folder of a training run or of a model.
         data: Folder of class folders, CSV, or parquet, on disk or at a URL (s3://, gs://, https:// ...).
-        split: Split of the data to measure on; all of the data if it has no splits.
+        split: Split of the data to measure on; test if not given, or all of the data if it has no splits.
         json: File to write the numbers to as JSON; - prints them instead of the table.
         seed: Of the bootstrap over queries that gives the 95 % intervals.
         batch_size: Images at once.
@@ -43,15 +43,16 @@ def evaluate(
         device: auto, cpu, cuda or cuda:N.
 
     Raises:
-        ValueError: the model or the data cannot be read, or no image has another of its class.
+        ValueError: the model or the data cannot be read, there is no such split, or no image has another of its class.
     """
     from prism_dml.data import read_table
     from prism_dml.models import load
 
-    model, table = load(run), read_table(data, split)
+    model, whole = load(run), read_table(data)
+    table = whole.split("test") if split is None else whole.select(whole.members(split)).compact()
     embedded = embed_table(model, table, batch_size, workers, max_unreadable, device)
     metrics, intervals = measure(embedded, seed)
-    used_split = None if table.splits is None else split
+    used_split = None if table.splits is None else split or "test"
     result = {"run": str(run), "data": data, "split": used_split, "seed": seed}
     result |= metrics | {"unreadable": len(table) - len(embedded.table), "intervals": intervals}
     if json is not None and str(json) == "-":

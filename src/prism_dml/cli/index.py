@@ -39,34 +39,40 @@ def index(
         json: Print the result as JSON.
 
     Raises:
-        ValueError: the model or the data cannot be read, or the images are too few for the kind.
+        ValueError: the model or the data cannot be read, the images are too few for the kind, or the
+            folder holds other files.
     """
     if out.is_file():
         raise ValueError(f"--out must be a folder: {out}")
     import numpy as np
     import pandas as pd
 
-    from prism_dml.cli.embed import embed_table
+    from prism_dml.cli.embed import embed_table, refuse_other_files
     from prism_dml.data import holds_parts, place, read_embeddings, read_table
-    from prism_dml.models import load
-    from prism_dml.retrieval import build_index, save_index
+    from prism_dml.data.parts import read_job
+    from prism_dml.models import load, model_checksum
+    from prism_dml.retrieval import build_index, holds_index, save_index
 
+    refuse_other_files(out, holds_index, "an index")
+    about: dict[str, str] = {}
     vectors: Any
     if run_or_embeddings.suffix.lower() in (".npz", ".parquet") or holds_parts(run_or_embeddings):
         if split is not None:
             raise ValueError("--split needs a model: embeddings name no splits")
         found = read_embeddings(run_or_embeddings)
         vectors, paths, labels, unreadable = found.vectors, found.paths, np.array(found.labels), 0
+        if holds_parts(run_or_embeddings):
+            about["model"] = read_job(run_or_embeddings).model
     elif data is None:
         raise ValueError(f"DATA is missing: {run_or_embeddings} holds no embeddings, so images are embedded")
     else:
         model, table = load(run_or_embeddings), read_table(data, split)
+        about["model"] = model_checksum(model)
         embedded = embed_table(model, table, batch_size, workers, max_unreadable, device)
         vectors, paths = embedded.vectors, list(embedded.table.paths)
         labels = np.array(embedded.table.classes)[embedded.table.labels]
         unreadable = len(table) - len(paths)
     built = build_index(vectors, kind)
-    about = {}
     if data is not None:
         source = place(data)
         about["data"] = str(source.resolve() if isinstance(source, Path) else source)

@@ -24,6 +24,9 @@ from rich.text import Text
 
 from prism_dml.files import replacing
 
+_ANY_WIDTH = 1_000_000
+"""Columns, more than a line of a table has."""
+
 
 class _Rate(ProgressColumn):
     """Units a second, over the recent past."""
@@ -81,6 +84,8 @@ def write_json(result: dict[str, Any], file: Path) -> None:
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table on standard output; its first column is text, the others are numbers.
 
+    No text is cut: what is too long for a terminal goes on below, and a file or a pipe gets lines of any length.
+
     Args:
         title: the line above it.
         header: names of the columns.
@@ -88,10 +93,12 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]
     """
     table = Table(box=SIMPLE_HEAD)
     for position, name in enumerate(header):
-        table.add_column(name, justify="right" if position else "left")
+        table.add_column(name, justify="right" if position else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
     console = Console(markup=False, highlight=False)  # names of files may hold brackets
+    if not console.is_terminal:
+        console.width = _ANY_WIDTH
     console.print(title, soft_wrap=True)
     if table.row_count:
         console.print(table)

@@ -49,12 +49,16 @@ def search(
         raise ValueError(f"--sheet must end in .png, not '{sheet.name}'")
     from prism_dml.cli.embed import embed_table
     from prism_dml.data import FileImages, ImageTable
-    from prism_dml.models import load
+    from prism_dml.models import load, model_checksum
     from prism_dml.retrieval import load_index
 
     built, rows, about = load_index(index)
     files = [str(file) for place in query for file in _images(place)]
     model = load(run)
+    if about.get("model") not in (None, model_checksum(model)):  # older indexes do not tell
+        raise ValueError(
+            f"{index} was built with another model than {run}: search with that one, or build it anew"
+        )
     queries = ImageTable.from_names(FileImages(Path(), files), files, ["query"] * len(files))
     embedded = embed_table(model, queries, batch_size, 0, max_unreadable, device)
     similarities, numbers = built.search(embedded.vectors, min(matches, len(built)))

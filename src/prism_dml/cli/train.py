@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +40,21 @@ def train(
     if json:
         print_json({"out": str(run), **result})
     else:
-        print_table(f"Trained {result['steps']:,} steps: {run}", ("Measure", "Value"), _rows(result))
-        print(f"Next: prism evaluate {run} {data}")
+        _show(run, data, result)
 
 
-def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+def _show(run: Path, data: str, result: dict[str, Any]) -> None:
+    settings = json.loads((run / "run.json").read_text(encoding="utf-8"))["settings"]
+    learned = f"{settings['num_samples']:,} images of {settings['num_classes']:,} classes"
+    rows = [("Learned from", learned), *_measures(result)]
+    print_table(f"Trained {result['steps']:,} steps: {run}", ("Measure", "Value"), rows)
+    command = ["prism", "evaluate", str(run), data]
+    if "test" not in settings["splits"]:  # an evaluation on the images just learned from says little
+        command = ["prism", "audit", str(run), data, "--out", str(run / "audit")]
+    print(f"Next: {shlex.join(command)}")
+
+
+def _measures(result: dict[str, Any]) -> list[tuple[str, str]]:
     judgement = result.get("judgement", {})
     measures = {
         "Precision@1 on the images set aside": result.get("validation_precision_at_1"),

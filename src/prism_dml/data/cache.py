@@ -87,10 +87,12 @@ class _Unreadable:
         self.count += 1
         if self.count <= NAMED_UNREADABLE:
             logger.warning("skipped %s", error)
-        if self.count > self.max_share * self.total or self.count == self.total:
+        if self.count == self.total:
+            raise ValueError(f"none of the {self.total} images is readable; the last one: {error}")
+        if self.count > self.max_share * self.total:
             raise ValueError(
-                f"{self.count} of {self.total} images are unreadable, more than the share of "
-                f"{self.max_share:g} that is put up with; the last one: {error}"
+                f"{self.count} of {self.total} images are unreadable, more than the share of {self.max_share:g} that "
+                f"is put up with (a higher max_unreadable puts up with more); the last one: {error}"
             )
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from prism_dml.data.table import ImageTable, is_missing
+from prism_dml.data.table import ImageTable, is_missing, listed
 from prism_dml.files import replacing
 
 Action = Literal["relabel", "keep", "drop"]
@@ -164,25 +164,64 @@ def _rename(table: ImageTable, names: list[str]) -> ImageTable:
 
 def _check(table: ImageTable, names: list[str], corrections: Corrections) -> None:
     """ValueError unless every correction is about the sample that it says it is about."""
-    for item in corrections.items:  # first, since they say more than a fingerprint that differs
-        if not 0 <= item.index < len(table):
-            raise ValueError(
-                f"a correction is for sample {item.index}, but the data has {len(table)} samples"
-            )
-        if item.path != table.paths[item.index]:
-            raise ValueError(
-                f"sample {item.index} is {table.paths[item.index]!r} in the data, {item.path!r} in the corrections"
-            )
+    items = sorted(corrections.items, key=lambda item: item.index)
+    again = _first_duplicate([item.index for item in items])
+    if again is not None:
+        raise ValueError(f"there are two corrections for sample {again}")
+    if items and items[0].index < 0:
+        raise ValueError(f"a correction is for sample {items[0].index}, but they are numbered from 0")
+    if not all(_is_in_place(item, table.paths) for item in items):
+        raise ValueError(f"{_what_changed(table.paths, items)}, or audit anew")
+    for item in items:
         if item.given_label != names[item.index]:
             raise ValueError(
                 f"sample {item.index} has the label {names[item.index]!r} in the data, {item.given_label!r} in the "
                 "corrections"
             )
-    again = _first_duplicate([item.index for item in corrections.items])
-    if again is not None:
-        raise ValueError(f"there are two corrections for sample {again}")
     if corrections.fingerprint != fingerprint(table.paths, names):
-        raise ValueError("the corrections were made for other data: the fingerprints differ")
+        raise ValueError(
+            "the data have changed since they were audited, in images that have no correction: one was added, taken "
+            "out, renamed or given another label (the fingerprints differ); undo it, or audit anew"
+        )
+
+
+def _is_in_place(item: Correction, paths: Sequence[str]) -> bool:
+    return item.index < len(paths) and item.path == paths[item.index]
+
+
+def _what_changed(paths: Sequence[str], items: list[Correction]) -> str:
+    """What was done to the data since they were audited, and how to undo it.
+
+    Args:
+        paths: of the data now.
+        items: by number, some not in place.
+    """
+    place = {path: i for i, path in enumerate(paths)}
+    missing = [item.path for item in items if item.path not in place]
+    if missing:
+        return _missing(len(missing), f": {listed(missing)}")
+    now = [item.index if _is_in_place(item, paths) else place[item.path] for item in items]
+    if now != sorted(set(now)):
+        return "the images are in another order than when they were audited; restore it"
+    first = next(i for i, item in enumerate(items) if now[i] != item.index)
+    start, end = now[first - 1] + 1 if first else 0, now[first]
+    added = end - items[first].index
+    if added < 0:  # without corrections, so that nobody knows their names
+        after = f"after {paths[start - 1]!r} and " if first else ""
+        return _missing(-added, f", {after}before {paths[end]!r}")
+    between = [paths[i] for i in range(start, end)]
+    which = f": {listed(between)}"
+    if len(between) > added:
+        which = f", {added} of the {len(between)} from {between[0]!r} to {between[-1]!r}"
+    what, it = ("1 image was", "it") if added == 1 else (f"{added} images were", "them")
+    return f"{what} not there when the data were audited{which}; take {it} out"
+
+
+def _missing(count: int, which: str) -> str:
+    what, it = ("1 image that was audited is", "it")
+    if count > 1:
+        what, it = (f"{count} images that were audited are", "them")
+    return f"{what} missing in the data{which}; put {it} back"
 
 
 def _parse(source: Path, number: int, item: Any) -> Correction:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from prism_dml.data.remote import RemoteFile, walk_files
-from prism_dml.data.table import FileImages, ImageTable
+from prism_dml.data.table import FileImages, ImageTable, listed
 
 logger = logging.getLogger("prism_dml")
 
@@ -33,15 +33,22 @@ def read_folder(root: Path) -> ImageTable:
     names: list[str] = []
     labels: list[str] = []
     split_names: list[str] = []
+    empty: list[str] = []
     for split in splits or [root]:
         for class_folder in _folders(split):
             images = [path.relative_to(root).as_posix() for path in _images_below(class_folder)]
             names += images
             labels += [class_folder.name] * len(images)
             split_names += [split.name] * len(images)
-        _warn_of_loose_images(split)
+            if not images:
+                empty.append(class_folder.relative_to(root).as_posix())
+    _warn_of_loose_images(
+        root, [path.relative_to(root).as_posix() for folder in (root, *splits) for path in _images_in(folder)]
+    )
     if not names:
         raise ValueError(f"{root}: no images found; expected folders CLASS or train/CLASS in it, with images")
+    _warn_of_deep_images(root, names, labels, bool(splits))
+    _warn_of_empty_folders(root, empty)
     return ImageTable.from_names(
         FileImages(root, names), names, labels, splits=split_names if splits else None
     )
@@ -54,16 +61,26 @@ def read_remote_folder(root: RemoteFile) -> ImageTable:
         ValueError: the folder has no class folders, or these have no images.
         StoreError: the store cannot be reached, or refuses.
     """
-    places = [name.split("/") for name in walk_files(root) if _is_image(name.rpartition("/")[2])]
-    places = [parts for parts in places if len(parts) > 1 and "__MACOSX" not in parts]
+    files = [name.split("/") for name in walk_files(root)]
+    files = [parts for parts in files if "__MACOSX" not in parts]
+    places = [parts for parts in files if _is_image(parts[-1])]
+    folders, with_folders = ({parts[0] for parts in places if len(parts) > depth} for depth in (1, 2))
+    has_splits = folders <= SPLIT_NAMES and folders == with_folders
+    depth = 1 + has_splits  # folders that an image lies in, at least
+    _warn_of_loose_images(root, ["/".join(parts) for parts in places if len(parts) <= depth])
+    places = [parts for parts in places if len(parts) > depth]
     if not places:
         raise ValueError(
             f"{root}: neither parquet files nor images found; expected folders CLASS or train/CLASS, with images"
         )
-    has_splits = all(parts[0] in SPLIT_NAMES and len(parts) > 2 for parts in places)
     names = ["/".join(parts) for parts in places]
     labels = [parts[has_splits] for parts in places]
     splits = [parts[0] for parts in places] if has_splits else None
+    _warn_of_deep_images(root, names, labels, has_splits)
+    class_folders, full = (
+        {"/".join(parts[:depth]) for parts in some if len(parts) > depth} for some in (files, places)
+    )
+    _warn_of_empty_folders(root, sorted(class_folders - full))
     return ImageTable.from_names(FileImages(root, names), names, labels, splits=splits)
 
 
@@ -84,10 +101,33 @@ def _images_below(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in sorted(files) if _is_image(name))
 
 
-def _warn_of_loose_images(folder: Path) -> None:
-    loose = sum(_is_image(path.name) for path in folder.iterdir())
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if _is_image(path.name) and path.is_file())
+
+
+def _warn_of_loose_images(root: Path | RemoteFile, loose: list[str]) -> None:
     if loose:
-        logger.warning("%s: %d images lie outside of class folders and are ignored", folder, loose)
+        what = "1 image lies" if len(loose) == 1 else f"{len(loose)} images lie"
+        does = "is ignored" if len(loose) == 1 else "are ignored, one of them"
+        logger.warning("%s: %s outside of class folders and %s: '%s'", root, what, does, loose[0])
+
+
+def _warn_of_deep_images(
+    root: Path | RemoteFile, names: list[str], labels: list[str], has_splits: bool
+) -> None:
+    deep = [i for i, name in enumerate(names) if name.count("/") > 1 + has_splits]
+    if deep:
+        what = "1 image lies" if len(deep) == 1 else f"{len(deep)} images lie"
+        logger.warning(
+            "%s: %s deeper than CLASS/IMAGE, which makes no further classes: '%s' is of the class '%s'",
+            *(root, what, names[deep[0]], labels[deep[0]]),
+        )
+
+
+def _warn_of_empty_folders(root: Path | RemoteFile, empty: list[str]) -> None:
+    if empty:
+        what = "1 class folder has" if len(empty) == 1 else f"{len(empty)} class folders have"
+        logger.warning("%s: %s no images: %s", root, what, listed(empty))
 
 
 def _is_image(name: str) -> bool:

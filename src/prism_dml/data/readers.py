@@ -33,7 +33,7 @@ def read_table(path: str | Path, split: str | None = None) -> ImageTable:
             folder of CUB-200-2011, Cars-196, Stanford Online Products, Food-101 or Food-101N (or a list in its
             meta/). Or text with a URL of any store that fsspec knows (s3://, gs://, https://, memory://, file://)
             for any of them but the unpacked folders.
-        split: only this split, with its own classes; all samples if the data names no splits.
+        split: only this split, with its own classes.
 
     Returns:
         The table; only labels and names are read, images when they are asked for.
@@ -45,7 +45,7 @@ def read_table(path: str | Path, split: str | None = None) -> ImageTable:
     """
     source = place(path) if isinstance(path, str) else path.expanduser()
     table = _read(source) if isinstance(source, Path) else _read_url(source.url)
-    return table if split is None else table.split(split)
+    return table if split is None else table.select(table.members(split)).compact()
 
 
 def _read(path: Path) -> ImageTable:

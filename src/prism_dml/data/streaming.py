@@ -205,7 +205,7 @@ class _Seen:
         if bad > self.max_share * max(bad + good, min(JUDGED_FROM, len(self.readable))):
             raise ValueError(
                 f"{bad} of the {bad + good} images seen are unreadable, more than the share of "
-                f"{self.max_share:g} that is put up with"
+                f"{self.max_share:g} that is put up with (a higher max_unreadable puts up with more)"
             )
 
     def close(self) -> None:

@@ -201,13 +201,17 @@ class ImageTable:
 
     def split(self, name: str) -> ImageTable:
         """The samples of one split, compact; all of them if the data has no splits; ValueError if unknown."""
+        return self.compact() if self.splits is None else self.select(self.members(name)).compact()
+
+    def members(self, split: str) -> IntArray:
+        """(M,) numbers of the samples of a split; ValueError if it is unknown or the data has no splits."""
         if self.splits is None:
-            return self.compact()
-        inside = self.splits == name
-        if not inside.any():
+            raise ValueError(f"there is no split '{split}': the data has no splits; leave split out")
+        inside = np.flatnonzero(self.splits == split)
+        if not len(inside):
             known = ", ".join(np.unique(self.splits).tolist())
-            raise ValueError(f"there is no split '{name}' in the data; it has: {known}")
-        return self.select(inside).compact()
+            raise ValueError(f"there is no split '{split}' in the data; it has: {known}")
+        return inside
 
 
 def sort_classes(names: Iterable[str]) -> list[str]:

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from prism_dml.files import replacing
 
+CHECKPOINT = "checkpoint.safetensors"
+"""In a run's folder until it is finished: where training stands."""
+
 
 def write_tensors(
     path: Path, kind: str, version: int, tensors: Mapping[str, Tensor], notes: Mapping[str, str]
@@ -49,7 +52,7 @@ def read_tensors(path: Path, kind: str, version: int) -> tuple[dict[str, Tensor]
     """The tensors, on the CPU, and the notes that `write_tensors` wrote.
 
     Raises:
-        ValueError: the file is of another kind or version, or a single bit of it is not as it was written.
+        ValueError: the file is of another kind, format or version, or a single bit of it is not as it was written.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -61,6 +64,8 @@ def read_tensors(path: Path, kind: str, version: int) -> tuple[dict[str, Tensor]
                 )
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
+        if isinstance(error, SafetensorError) and path.suffix.lower() != ".safetensors":
+            raise ValueError(f"{path} is no {kind} that Prism saved") from None
         raise ValueError(f"the {kind} {path} is damaged: {_one_line(error)}") from None
     if about.pop("sha256", None) != tensors_checksum(tensors, about):
         raise ValueError(f"the {kind} {path} is damaged: its checksum is not that of its content")

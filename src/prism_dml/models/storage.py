@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prism_dml.files import replacing
 from prism_dml.models.embedder import Embedder
-from prism_dml.models.files import read_tensors, tensors_checksum, write_tensors
+from prism_dml.models.files import CHECKPOINT, read_tensors, tensors_checksum, write_tensors
 from prism_dml.models.preprocess import Preprocess
 
 _FORMAT = "prism-dml model"
@@ -78,6 +78,8 @@ def load(path: str | Path) -> Embedder:
     if path.is_file():
         weights, notes = read_tensors(path, "model", _FILE_VERSION)
         return _build(path, json.loads(notes["config"]), json.loads(notes["preprocessing"]), weights)
+    if not path.exists():
+        raise ValueError(f"{path}: no such file or folder")
     folder = next((f for f in (path, path / "model") if (f / _CARD).is_file()), path)
     card = _read_card(folder / _CARD)
     file = folder / card["weights"]
@@ -120,7 +122,12 @@ def _build(
 def _read_card(path: Path) -> dict[str, Any]:
     """The checked content of model.json."""
     if not path.is_file():
-        raise ValueError(f"no model in {path.parent}: neither {_CARD} nor model/{_CARD} is there")
+        if (path.parent / CHECKPOINT).is_file():
+            raise ValueError(
+                f"there is no model in {path.parent} yet: its training is not finished; "
+                "if it was interrupted, go on with --resume"
+            )
+        raise ValueError(f"there is no model in {path.parent}: neither {_CARD} nor model/{_CARD} is there")
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -6,6 +6,7 @@ from prism_dml.retrieval.index import (
     IndexKind,
     build_index,
     choose_kind,
+    holds_index,
     load_index,
     save_index,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "bootstrap_interval",
     "build_index",
     "choose_kind",
+    "holds_index",
     "load_index",
     "nearest_neighbours",
     "neighbour_graph",

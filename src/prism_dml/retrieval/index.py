@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,11 +36,14 @@ PQ_LEAST = 1 << PQ_BITS
 """So many embeddings are the fewest that codes can be learned from."""
 PQ_PIECES = 64
 """Pieces that an embedding is cut into, at most: bytes that each takes."""
+PQ_FEWEST_PIECES = 32
+"""A longer embedding that cannot be cut into at least so many equal pieces gets zeros at its end, to be cut."""
 IVF_SEARCHED = 1 / 16
 """Share of the lists that a search looks into, at least 8."""
 _FORMAT = "prism-dml index"
 _VERSION = 1
 _CARD = "index.json"
+_FILE = re.compile(r"index-[0-9a-f]{12}\.faiss|rows-[0-9a-f]{12}\.parquet")
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +158,16 @@ def save_index(index: EmbeddingIndex, rows: pd.DataFrame, folder: Path, about: d
             old.unlink()
 
 
+def holds_index(folder: Path) -> bool:
+    """Whether an index, of whatever version, was written into a folder, or at least begun there."""
+    try:
+        card = json.loads((folder / _CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        card = None
+    is_whole = isinstance(card, dict) and card.get("format") == _FORMAT
+    return is_whole or any(_FILE.fullmatch(file.name) for file in folder.glob("*"))
+
+
 def load_index(folder: Path) -> tuple[EmbeddingIndex, pd.DataFrame, dict[str, Any]]:
     """The index, its rows, and what `about` was; ValueError, one line, if there is none or it is damaged."""
     card = _read_card(folder / _CARD)
@@ -181,12 +196,23 @@ def _ivf_pq(rows: NDArray[np.float32]) -> Any:
     if count < PQ_LEAST:
         raise ValueError(f"an ivf-pq index needs at least {PQ_LEAST} embeddings, not {count}: choose flat")
     lists = max(1, min(int(4 * count**0.5), count // 39))  # 39: what FAISS wants to learn each from
-    pieces = max(p for p in range(1, min(PQ_PIECES, dim) + 1) if dim % p == 0)
-    index = faiss.IndexIVFPQ(faiss.IndexFlatIP(dim), dim, lists, pieces, PQ_BITS, faiss.METRIC_INNER_PRODUCT)
-    index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1  # no warning on small data
-    index.nprobe = max(8, round(lists * IVF_SEARCHED))
+    padded = next(d for d in itertools.count(dim) if _pieces(d) >= min(dim, PQ_FEWEST_PIECES))
+    inner = faiss.IndexIVFPQ(
+        *(faiss.IndexFlatIP(padded), padded, lists, _pieces(padded), PQ_BITS, faiss.METRIC_INNER_PRODUCT)
+    )
+    inner.cp.min_points_per_centroid = inner.pq.cp.min_points_per_centroid = 1  # no warning on small data
+    inner.nprobe = max(8, round(lists * IVF_SEARCHED))
+    index: Any = inner
+    if padded > dim:
+        uniform: Any = False  # zeros go to the end; the stubs of FAISS know the other constructor only
+        index = faiss.IndexPreTransform(faiss.RemapDimensionsTransform(dim, padded, uniform), inner)
     index.train(rows)
     return index
+
+
+def _pieces(dim: int) -> int:
+    """The most equal pieces that so many numbers can be cut into."""
+    return max(p for p in range(1, min(PQ_PIECES, dim) + 1) if dim % p == 0)
 
 
 def _plain(rows: Tensor) -> NDArray[np.float32]:

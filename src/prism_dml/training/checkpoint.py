@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from prism_dml.models.files import read_tensors, write_tensors
+from prism_dml.models.files import CHECKPOINT, read_tensors, write_tensors
 
-FILE = "checkpoint.safetensors"
+FILE = CHECKPOINT
 _VERSION = 2
 
 
@@ -30,8 +31,19 @@ def save_checkpoint(
     write_tensors(folder / FILE, "checkpoint", _VERSION, tensors, {"notes": json.dumps(notes)})
 
 
-def load_checkpoint(folder: Path, modules: dict[str, nn.Module], optimizer: Optimizer) -> dict[str, Any]:
+def load_checkpoint(
+    folder: Path,
+    modules: dict[str, nn.Module],
+    optimizer: Optimizer,
+    check: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
     """Restore what `save_checkpoint` wrote and return its notes.
+
+    Args:
+        folder: of the run.
+        modules: as they were saved.
+        optimizer: of the same modules.
+        check: gets the notes before anything is restored; may raise ValueError.
 
     Raises:
         ValueError: there is no checkpoint, it is damaged, or it is of another run or version.
@@ -40,6 +52,9 @@ def load_checkpoint(folder: Path, modules: dict[str, nn.Module], optimizer: Opti
     if not path.is_file():
         raise ValueError(f"there is no checkpoint to go on from in {folder}")
     tensors, about = read_tensors(path, "checkpoint", _VERSION)
+    notes: dict[str, Any] = json.loads(about["notes"])
+    if check is not None:
+        check(notes)
     try:
         for name, module in modules.items():
             module.load_state_dict(_under(tensors, name))
@@ -47,7 +62,7 @@ def load_checkpoint(folder: Path, modules: dict[str, nn.Module], optimizer: Opti
         said = " ".join(str(error).split())
         raise ValueError(f"the checkpoint {path} is of another run or version: {said}") from None
     _restore(optimizer, _under(tensors, "optimizer"))
-    return dict(json.loads(about["notes"]))
+    return notes
 
 
 def _under(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:

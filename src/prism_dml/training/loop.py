@@ -81,6 +81,11 @@ def train(
     method_class.check(config)
     if not resume and ((out / "run.json").exists() or (out / FILE).exists()):
         raise ValueError(f"{out} already holds a run: take another folder, or go on with --resume")
+    if resume and (out / "run.json").exists() and not (out / FILE).exists():
+        steps = json.loads((out / "run.json").read_text(encoding="utf-8"))["result"]["steps"]
+        raise ValueError(
+            f"the run in {out} is finished, after {steps:,} steps: there is nothing to go on with"
+        )
     if config.devices > 1 and not is_launched():
         kind_of_device(config)  # before processes are started in vain
         result: dict[str, Any] = launch(config.devices, train, data, config, out, resume)
@@ -117,14 +122,16 @@ def train(
     settings = asdict(config) | {"num_samples": len(samples), "num_classes": samples.num_classes}
     settings |= {"data": _fingerprint(table.split("train")), "devices": ranks.share.of}
 
-    out.mkdir(parents=True, exist_ok=True)
-    start, best, log_bytes = 0, -math.inf, 0
-    if resume:
-        notes = load_checkpoint(out, modules, optimizer)
+    def same_run(notes: dict[str, Any]) -> None:
         changed = [key for key in settings if notes["settings"].get(key) != settings[key]]
         # One process, or several, can go on with what the other began.
         if set(changed) - {"devices", "shard_bank"}:
             raise ValueError(f"{out} holds a run with other settings or data: {', '.join(changed)}")
+
+    out.mkdir(parents=True, exist_ok=True)
+    start, best, log_bytes = 0, -math.inf, 0
+    if resume:
+        notes = load_checkpoint(out, modules, optimizer, same_run)
         start, best, log_bytes = notes["step"], notes["best"], notes["log_bytes"]
 
     ranks.start_equal(method, settings | {"step": start})
@@ -200,6 +207,8 @@ def train(
             if stopped_by is not None and not finished:
                 raise RunStopped(stopped_by, done, out)
 
+    # Not before: a checkpoint of an earlier version, which does not name the splits, can be gone on with.
+    settings["splits"] = [] if table.splits is None else np.unique(table.splits).tolist()
     with repeatable(fabric.device):
         return finish(out, method, sources, tally, settings, best, ranks)
 
