@@ -40,8 +40,8 @@ def audit(
 
     Args:
         run_or_embeddings: Folder of a training run or of a model, or embeddings with labels: .npz, .parquet or a
-            folder of parts as `prism embed` writes them. What a run was trained on need not be embedded again, if its
-            method selects and the labels are still the same.
+            folder of parts as `prism embed` writes them. The images of a run whose method judges labels are not
+            embedded again, unless their labels have changed.
         data: Folder of class folders, CSV, or parquet, on disk or at a URL (s3://, gs://, https:// ...). With
             embeddings it may be missing: the page then shows no images; else every embedding belongs to the image of
             its path.
