@@ -1,7 +1,5 @@
 """First-in-first-out memory of past embeddings with exact class sums."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -129,7 +127,7 @@ class MemoryBank(nn.Module):
         """Sum of what each part of the memory gives; there is only one. See `ShardedBank`."""
         return tensor
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MemoryBank:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MemoryBank":
         """Move to another device; half() and float() of a model that it is part of change nothing: sums are exact."""
         super()._apply(  # type: ignore[no-untyped-call]
             lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), recurse
@@ -206,6 +204,7 @@ class MemoryBank(nn.Module):
         )
 
 
+# Torch 2.4 reads the types of an operator, not their names: no `from __future__ import annotations` in this file.
 @torch.library.custom_op("prism_dml::own_entries", mutates_args=())
 def _walk(
     embeddings: Tensor,  # (M, D)
