@@ -13,9 +13,10 @@ from prism_dml.cli.main import main
 from prism_dml.data import read_corrections, read_table
 from prism_dml.data.embeddings import read_embeddings
 from prism_dml.models import Embedder, load, save
+from prism_dml.models.files import CHECKPOINT
 from prism_dml.models.storage import _checksum
 from prism_dml.retrieval import load_index
-from prism_dml.training.checkpoint import FILE, load_checkpoint
+from prism_dml.training.checkpoint import load_checkpoint
 
 
 class Bomb:
@@ -48,7 +49,7 @@ def with_weights(file: Path) -> None:
 
 
 READERS = [
-    (FILE, resume),
+    (CHECKPOINT, resume),
     ("m.safetensors", load),
     ("model.json", lambda file: load(file.parent)),
     ("index.json", lambda file: load_index(file.parent)),

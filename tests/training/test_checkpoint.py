@@ -6,7 +6,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from prism_dml.models import files
-from prism_dml.training.checkpoint import FILE, load_checkpoint, save_checkpoint
+from prism_dml.models.files import CHECKPOINT
+from prism_dml.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 def parts(seed: int, kind=torch.optim.AdamW) -> tuple[dict[str, nn.Module], torch.optim.Optimizer]:
@@ -61,13 +62,13 @@ def test_writing_cut_short_leaves_the_old_one_whole(moment, tmp_path: Path, monk
     with pytest.raises(OSError, match="disk full"):
         write(tmp_path, *parts(1), {"step": 2})
     monkeypatch.undo()
-    assert list(tmp_path.iterdir()) == [tmp_path / FILE], "nothing is left lying about"
+    assert list(tmp_path.iterdir()) == [tmp_path / CHECKPOINT], "nothing is left lying about"
     assert load_checkpoint(tmp_path, *parts(2)) == {"step": 1}
 
 
 @pytest.mark.parametrize("metadata", [None, {"version": "1", "notes": "{}"}, {"version": "3"}])
 def test_another_version(metadata, tmp_path: Path) -> None:
-    save_file({"a": torch.zeros(1)}, tmp_path / FILE, metadata)
+    save_file({"a": torch.zeros(1)}, tmp_path / CHECKPOINT, metadata)
     with pytest.raises(ValueError, match="format version (none|1|3); this version of Prism reads 2"):
         load_checkpoint(tmp_path, *parts(0))
 

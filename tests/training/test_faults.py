@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from prism_dml.cli.main import main
 from prism_dml.models import load
+from prism_dml.models.files import CHECKPOINT
 from prism_dml.training import TrainConfig, loop, train
-from prism_dml.training.checkpoint import FILE
 from prism_dml.training.log import Log
 
 OPTIONS = {
@@ -57,8 +57,8 @@ def test_a_full_disk_ends_a_run_with_one_line_and_a_whole_checkpoint(
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def save(*what) -> None:
-        if (out / FILE).exists():
-            resource.setrlimit(resource.RLIMIT_FSIZE, ((out / FILE).stat().st_size // 2, limits[1]))
+        if (out / CHECKPOINT).exists():
+            resource.setrlimit(resource.RLIMIT_FSIZE, ((out / CHECKPOINT).stat().st_size // 2, limits[1]))
         try:
             original(*what)
         finally:
@@ -67,7 +67,9 @@ def test_a_full_disk_ends_a_run_with_one_line_and_a_whole_checkpoint(
     monkeypatch.setattr(loop, "save_checkpoint", save)
     assert main(arguments(folder, out)) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"prism: error: {out / FILE} cannot be written: ") and error.count("\n") == 1
+    assert (
+        error.startswith(f"prism: error: {out / CHECKPOINT} cannot be written: ") and error.count("\n") == 1
+    )
     assert "what was there before is whole" in error
     assert not [path for path in out.iterdir() if path.name.endswith(".tmp")]
     monkeypatch.undo()
@@ -80,13 +82,13 @@ import os, shutil, sys
 from pathlib import Path
 from prism_dml.cli.main import main
 from prism_dml.training import loop
-from prism_dml.training.checkpoint import FILE
+from prism_dml.models.files import CHECKPOINT
 
 disk, kept, *arguments = sys.argv[1:]
 filler, original = Path(disk, "filler"), loop.save_checkpoint
 
 def save(*what):
-    file = Path(disk, "run", FILE)
+    file = Path(disk, "run", CHECKPOINT)
     if file.exists():  # room for half of a second checkpoint
         place = os.statvfs(disk)
         filler.write_bytes(bytes(place.f_bavail * place.f_frsize - file.stat().st_size // 2))
@@ -114,11 +116,11 @@ def test_a_disk_without_room_for_a_second_checkpoint(folder, whole, tmp_path: Pa
     ended = subprocess.run([*mounted, *command], capture_output=True, text=True, env=one_thread)
     assert ended.returncode == 0, ended.stderr
     error = next(line for line in ended.stderr.splitlines() if line.startswith("prism: error"))
-    assert error.startswith(f"prism: error: {disk / 'run' / FILE} cannot be written: ")
+    assert error.startswith(f"prism: error: {disk / 'run' / CHECKPOINT} cannot be written: ")
     assert "No space left on device" in error and "what was there before is whole" in error
     status, *left, resumed = ended.stdout.splitlines()[-1].split()
     assert (status, resumed) == ("2", "0")
-    assert FILE in left and not [name for name in left if name.endswith(".tmp")]
+    assert CHECKPOINT in left and not [name for name in left if name.endswith(".tmp")]
     assert left_behind(kept) == whole
 
 
@@ -221,8 +223,8 @@ def test_a_loss_that_explodes_ends_the_command_with_one_line_and_the_last_good_c
     error = capsys.readouterr().err
     assert "the loss or its gradient was not finite in 3 steps in a row, up to step" in error
     assert error.startswith("prism: error: ") and error.count("\n") == 1
-    with safe_open(out / FILE, framework="pt") as file:
+    with safe_open(out / CHECKPOINT, framework="pt") as file:
         step = json.loads(file.metadata()["notes"])["step"]
     assert f"up to step {step + 1}:" in error
-    tensors = load_file(out / FILE)
+    tensors = load_file(out / CHECKPOINT)
     assert all(value.isfinite().all() for key, value in tensors.items() if key.startswith("method/embedder"))

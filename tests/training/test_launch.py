@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from prism_dml.models.files import CHECKPOINT
 from prism_dml.training import launch as module
 from prism_dml.training import train
-from prism_dml.training.checkpoint import FILE
 from prism_dml.training.config import TrainConfig
 from prism_dml.training.launch import launch
 
@@ -92,7 +92,7 @@ def test_a_killed_process_ends_the_command_with_one_line(folder: Path, tmp_path:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     deadline = time.monotonic() + 200
-    while not (out / FILE).exists() and command.poll() is None and time.monotonic() < deadline:
+    while not (out / CHECKPOINT).exists() and command.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     try:
         os.kill(children(command.pid)[1], signal.SIGKILL)

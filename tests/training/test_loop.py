@@ -17,9 +17,9 @@ from prism_dml.methods.base import StepResult
 from prism_dml.methods.mcl import PrismMCL
 from prism_dml.methods.registry import METHODS, find_method
 from prism_dml.models import load
+from prism_dml.models.files import CHECKPOINT
 from prism_dml.retrieval import retrieval_metrics
 from prism_dml.training import RunStopped, loop, train
-from prism_dml.training.checkpoint import FILE
 from prism_dml.training.measure import embed_all, validate
 from prism_dml.training.stop import StopRequest
 
@@ -58,7 +58,7 @@ def final_state(monkeypatch: pytest.MonkeyPatch):
 
     def save(folder, modules, optimizer, notes):
         original(folder, modules, optimizer, notes)
-        states.append(load_file(folder / FILE))
+        states.append(load_file(folder / CHECKPOINT))
 
     monkeypatch.setattr(loop, "save_checkpoint", save)
     return states
@@ -71,7 +71,7 @@ def test_the_same_seed_gives_the_same_run(method: str, table, settings, tmp_path
     assert results[0] == results[1]
     one, other = left_behind(tmp_path / "a"), left_behind(tmp_path / "b")
     assert one == other
-    assert set(one) >= {"metrics.jsonl", "run.json", "samples.parquet"} and FILE not in one
+    assert set(one) >= {"metrics.jsonl", "run.json", "samples.parquet"} and CHECKPOINT not in one
     train(table, settings(method=method, noise_rate="auto", seed=1), tmp_path / "c")
     assert left_behind(tmp_path / "c")["metrics.jsonl"] != one["metrics.jsonl"]
 
@@ -102,7 +102,7 @@ def test_stopped_and_resumed_is_never_stopped(
     whole = final_state[-1]
     for number, step in enumerate(stops):
         train_until(step, table, config, tmp_path / "cut", resume=number > 0)
-        assert (tmp_path / "cut" / FILE).is_file() and not (tmp_path / "cut" / "run.json").exists()
+        assert (tmp_path / "cut" / CHECKPOINT).is_file() and not (tmp_path / "cut" / "run.json").exists()
     assert train(table, config, tmp_path / "cut", resume=True) == expected
     assert whole.keys() == final_state[-1].keys()
     for key, value in whole.items():
@@ -158,7 +158,7 @@ def test_a_stop_in_the_last_step_finishes_the_run(table, settings, monkeypatch, 
 
     monkeypatch.setattr(loop.Tally, "add", add)
     assert train(table, settings(), tmp_path / "run")["steps"] == 14
-    assert not (tmp_path / "run" / FILE).exists()
+    assert not (tmp_path / "run" / CHECKPOINT).exists()
 
 
 def test_a_signal_between_two_looks_at_it_leaves_a_checkpoint(table, settings, monkeypatch, tmp_path) -> None:
@@ -180,7 +180,7 @@ def test_a_signal_between_two_looks_at_it_leaves_a_checkpoint(table, settings, m
     monkeypatch.setattr(loop, "StopRequest", Late)
     with pytest.raises(RunStopped) as stopped:
         train(table, settings(checkpoint_every=1000), tmp_path / "run")
-    assert (tmp_path / "run" / FILE).exists(), str(stopped.value)
+    assert (tmp_path / "run" / CHECKPOINT).exists(), str(stopped.value)
 
 
 def test_a_second_ctrl_c_interrupts_at_once() -> None:
@@ -228,7 +228,7 @@ def test_resuming_with_other_settings_or_data(table, settings, tmp_path: Path) -
 @pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "half of the header", "a bit"])
 def test_a_damaged_checkpoint_is_one_clear_line(damage, table, settings, tmp_path: Path) -> None:
     train_until(3, table, settings(), tmp_path / "run")
-    path = tmp_path / "run" / FILE
+    path = tmp_path / "run" / CHECKPOINT
     data = path.read_bytes()
     flipped = data[:-100] + bytes([data[-100] ^ 1]) + data[-99:]
     kinds = {"truncated": data[:-100], "empty": b"", "garbage": b"x" * 5000, "a bit": flipped}

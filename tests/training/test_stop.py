@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from prism_dml.models.files import CHECKPOINT
 from prism_dml.training import TrainConfig, train
-from prism_dml.training.checkpoint import FILE
 
 PRISM = [sys.executable, "-c", "import sys; from prism_dml.cli.main import main; sys.exit(main())"]
 STEPS = 150
@@ -44,7 +44,7 @@ def stop(command: subprocess.Popen[str], out: Path, number: int, after: int) -> 
     command.send_signal(number)
     _, errors = command.communicate(timeout=60)
     assert "stopped after step" in errors and "Traceback" not in errors, errors
-    assert (out / FILE).exists() and not (out / "run.json").exists()
+    assert (out / CHECKPOINT).exists() and not (out / "run.json").exists()
     assert after <= lines(out) < STEPS
     return command.returncode
 

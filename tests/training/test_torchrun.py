@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from prism_dml.models.files import CHECKPOINT
 from prism_dml.training import train
-from prism_dml.training.checkpoint import FILE
 from prism_dml.training.config import TrainConfig
 
 PRISM = [sys.executable, "-c", "import sys; from prism_dml.cli.main import main; sys.exit(main())"]
@@ -85,7 +85,11 @@ def test_a_killed_process_ends_those_of_all_machines_with_one_line(
 ) -> None:
     agents = machines(folder, tmp_path / "run", steps=100_000)
     deadline = time.monotonic() + 200
-    while not (tmp_path / "run" / FILE).exists() and agents[0].poll() is None and time.monotonic() < deadline:
+    while (
+        not (tmp_path / "run" / CHECKPOINT).exists()
+        and agents[0].poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
     os.kill(workers(agents[1].pid)[0], signal.SIGKILL)
     (_, errors), (_, of_killed) = (agent.communicate(timeout=100) for agent in agents)

@@ -30,9 +30,9 @@ from prism_dml.data import (
 )
 from prism_dml.files import replacing
 from prism_dml.models import load
+from prism_dml.models.files import CHECKPOINT
 from prism_dml.retrieval import bootstrap_interval, retrieval_metrics, retrieval_scores
 from prism_dml.training import TrainConfig, train
-from prism_dml.training.checkpoint import FILE as CHECKPOINT
 from prism_dml.training.measure import embed_all
 
 DemoData = Literal["letters", "omniglot"]

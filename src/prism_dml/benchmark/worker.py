@@ -26,9 +26,9 @@ from prism_dml.data import Augment, ImageBatches, ImageTable, corrupt_table, ope
 from prism_dml.files import replacing
 from prism_dml.methods.registry import find_method
 from prism_dml.models import load
+from prism_dml.models.files import CHECKPOINT
 from prism_dml.retrieval import retrieval_metrics
 from prism_dml.training import TrainConfig, train
-from prism_dml.training.checkpoint import FILE as CHECKPOINT
 from prism_dml.training.measure import embed_all
 from prism_dml.training.sources import cut_validation
 

@@ -76,13 +76,13 @@ def unit_rows(embeddings: Tensor | NDArray[np.floating], name: str) -> Tensor:
 
 def as_tensor(values: Tensor | NDArray[Any] | Sequence[Any]) -> Tensor:
     """Values as a tensor, on the memory of an array where that can be; TypeError if they are no numbers."""
-    if isinstance(values, np.ndarray):
-        values = np.ascontiguousarray(values)  # strides may be negative
+    if not isinstance(values, np.ndarray):
+        return torch.as_tensor(values)
     with warnings.catch_warnings():
         warnings.filterwarnings(
-            "ignore", message="The given NumPy array is not writable"
-        )  # nor written to here
-        return torch.as_tensor(values)
+            "ignore", "The given NumPy array is not writable"
+        )  # nor is it written to here
+        return torch.as_tensor(np.ascontiguousarray(values))  # strides may be negative
 
 
 def check_dimensions(queries: Tensor, references: Tensor) -> None:

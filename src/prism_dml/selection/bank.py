@@ -128,10 +128,13 @@ class MemoryBank(nn.Module):
         return tensor
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MemoryBank":
-        """Move to another device; half() and float() of a model that it is part of change nothing: sums are exact."""
-        super()._apply(  # type: ignore[no-untyped-call]
-            lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), recurse
-        )
+        """As any module, but half() and double() of a model that it is part of change nothing: sums are exact."""
+
+        def kept(tensor: Tensor) -> Tensor:
+            other = fn(tensor)
+            return other if other.dtype == tensor.dtype else tensor.to(other.device)
+
+        super()._apply(kept, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def _load_from_state_dict(self, *arguments: Any) -> None:

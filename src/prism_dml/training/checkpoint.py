@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 
 from prism_dml.models.files import CHECKPOINT, read_tensors, write_tensors
 
-FILE = CHECKPOINT
 _VERSION = 2
 
 
@@ -28,7 +27,7 @@ def save_checkpoint(
     tensors = {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
     for number, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{number}/{key}": torch.as_tensor(value) for key, value in state.items()}
-    write_tensors(folder / FILE, "checkpoint", _VERSION, tensors, {"notes": json.dumps(notes)})
+    write_tensors(folder / CHECKPOINT, "checkpoint", _VERSION, tensors, {"notes": json.dumps(notes)})
 
 
 def load_checkpoint(
@@ -48,7 +47,7 @@ def load_checkpoint(
     Raises:
         ValueError: there is no checkpoint, it is damaged, or it is of another run or version.
     """
-    path = folder / FILE
+    path = folder / CHECKPOINT
     if not path.is_file():
         raise ValueError(f"there is no checkpoint to go on from in {folder}")
     tensors, about = read_tensors(path, "checkpoint", _VERSION)

@@ -19,8 +19,9 @@ from prism_dml.data import ImageTable, PKSampler, read_table
 from prism_dml.methods.base import Method, TrainingSet
 from prism_dml.methods.registry import find_method
 from prism_dml.models import Embedder
+from prism_dml.models.files import CHECKPOINT
 from prism_dml.training.allocator import keep_freed_memory
-from prism_dml.training.checkpoint import FILE, load_checkpoint, save_checkpoint
+from prism_dml.training.checkpoint import load_checkpoint, save_checkpoint
 from prism_dml.training.config import TrainConfig
 from prism_dml.training.guard import Guard
 from prism_dml.training.launch import launch
@@ -44,7 +45,7 @@ class RunStopped(KeyboardInterrupt):
 
     def __str__(self) -> str:
         name = signal.Signals(self.signal).name
-        return f"{name}: stopped after step {self.step}; --resume goes on from {self.out / FILE}"
+        return f"{name}: stopped after step {self.step}; --resume goes on from {self.out / CHECKPOINT}"
 
 
 @one_line_if_lost()
@@ -79,9 +80,9 @@ def train(
     out = Path(out)
     method_class = find_method(config.method)
     method_class.check(config)
-    if not resume and ((out / "run.json").exists() or (out / FILE).exists()):
+    if not resume and ((out / "run.json").exists() or (out / CHECKPOINT).exists()):
         raise ValueError(f"{out} already holds a run: take another folder, or go on with --resume")
-    if resume and (out / "run.json").exists() and not (out / FILE).exists():
+    if resume and (out / "run.json").exists() and not (out / CHECKPOINT).exists():
         steps = json.loads((out / "run.json").read_text(encoding="utf-8"))["result"]["steps"]
         raise ValueError(
             f"the run in {out} is finished, after {steps:,} steps: there is nothing to go on with"

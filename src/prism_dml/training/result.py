@@ -18,7 +18,7 @@ from prism_dml.data import Embedded, embedding_rows
 from prism_dml.files import replacing
 from prism_dml.methods.base import Method
 from prism_dml.models import load, save
-from prism_dml.training.checkpoint import FILE
+from prism_dml.models.files import CHECKPOINT
 from prism_dml.training.judgement import judge_samples, rate_judgement
 from prism_dml.training.measure import embed_all
 from prism_dml.training.ranks import ALONE, Ranks
@@ -103,4 +103,4 @@ def _write_run(out: Path, sources: Sources, settings: dict[str, Any], result: di
     }
     with replacing(out / "run.json") as temporary:
         temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (out / FILE).unlink(missing_ok=True)
+    (out / CHECKPOINT).unlink(missing_ok=True)
