@@ -115,6 +115,27 @@ def test_a_sibling_has_the_same_published_weights(tmp_path):
     assert not torch.equal(model.head.weight, sibling.head.weight)
 
 
+def test_batch_norms_of_published_weights_keep_their_statistics(tmp_path):
+    """In training too: half-moved ones fit neither the weights nor the images."""
+    save_file(timm.create_model(TINY, num_classes=0).state_dict(), tmp_path / "weights.safetensors")
+    trained = Embedder(TINY, 8, image_size=32, weights=tmp_path / "weights.safetensors")
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for model in (trained, trained.sibling(), trained.mapped(torch.eye(8)), trained.eval().train()):
+        before = {name: value.clone() for name, value in model.backbone.named_buffers()}
+        assert model.training and model.head.training
+        result = model(images)
+        result.sum().backward()
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.backbone.parameters())
+        for name, value in model.backbone.named_buffers():
+            assert torch.equal(value, before[name]), name
+        assert torch.equal(result, model.eval()(images))
+        model.train()
+    fresh = Embedder(TINY, 8, image_size=32)
+    before = fresh.backbone.bn1.running_mean.clone()
+    fresh(images)
+    assert not torch.equal(fresh.backbone.bn1.running_mean, before)
+
+
 def test_transform_is_resize_crop_normalise():
     model = Embedder("small", 8, image_size=16, resize_ratio=1.25, backbone_options={"widths": (8,)})
     picture = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)

@@ -10,6 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from prism_dml.models.preprocess import Preprocess
 from prism_dml.models.small import SmallConvNet
@@ -87,6 +88,20 @@ class Embedder(nn.Module):
         }
         # Convolutions run faster so, up to two times on a CPU.
         self.to(memory_format=torch.channels_last)
+        self.train()
+
+    def train(self, mode: bool = True) -> "Embedder":
+        """Set the training mode; batch norms of a backbone that starts trained keep their statistics, as in evaluation.
+
+        A short fine-tuning moves them half-way only, to where they fit neither the weights nor the images.
+        Source: usual in deep metric learning, see Musgrave et al., "A Metric Learning Reality Check", ECCV 2020.
+        """
+        super().train(mode)
+        if self.starts_trained:
+            for module in self.backbone.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S), normalised as `transform` does -> unit embeddings (B, D) float32.
@@ -122,7 +137,8 @@ class Embedder(nn.Module):
         other = Embedder(**self.config, seed=self.seed + 2**31)  # the generator has 32 bits of seed
         if self.starts_trained:
             other.backbone.load_state_dict(self.backbone.state_dict())
-        return other
+            other.starts_trained = True
+        return other.train(self.training)
 
 
 def _build_small(options: dict[str, Any]) -> nn.Module:
@@ -221,7 +237,6 @@ def _num_features(backbone: nn.Module, name: str, image_size: int) -> int:
         raise ValueError(
             f'the backbone "{name}" does not take images of {image_size} pixels: {_one_line(error)}'
         ) from None
-    backbone.train()
     if features.ndim != 2 or features.shape[1] == 0:
         raise ValueError(f'the backbone "{name}" gives no feature vector but {tuple(features.shape[1:])}')
     return int(features.shape[1])
