@@ -2,7 +2,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 from prism_dml.benchmark.jobs import grid_jobs, tuning_jobs
 from prism_dml.benchmark.worker import _selection, resolve, run_job, test_table, training_table, tuning_table
@@ -36,6 +38,17 @@ def test_a_run_of_prism_that_is_told_the_truth(job_of, data_root, tmp_path):
         job_of("PRISM"), tmp_path, data_root, "cpu"
     )  # trained, but killed before it was evaluated
     assert again == result
+
+
+def test_weights_lie_beside_the_data(job_of, data_root, tmp_path):
+    job = job_of("MCL")
+    settings = {**job.settings, "backbone": "resnet10t", "image_size": 32, "weights": "trained.safetensors"}
+    with pytest.raises(ValueError, match="no such file of weights: .*data.*trained.safetensors"):
+        run_job(replace(job, settings=settings), tmp_path / "missing", data_root, "cpu")
+    torch.manual_seed(0)
+    save_file(timm.create_model("resnet10t").state_dict(), data_root / "trained.safetensors")
+    result = run_job(replace(job, settings=settings), tmp_path / "run", data_root, "cpu")
+    assert 0 <= result["metrics"]["map_at_r"] <= result["metrics"]["precision_at_1"] <= 1
 
 
 def test_raw_pixels_are_those_of_the_test_images(job_of, data_root, tmp_path):

@@ -138,6 +138,7 @@ def test_a_signal_stops_the_runs_and_says_how_to_go_on(image_folder, tmp_path, w
         ("quick/nothing", (), "there is no protocol quick/nothing"),
         (PROTOCOL, ("--workers", "0"), "workers must be at least 1"),
         (PROTOCOL.replace("my photos", "no photos"), (), "data set tiny: there is no "),
+        (PROTOCOL.replace("  steps: 3", "  weights: no.pth\n  steps: 3"), (), "data set tiny: there is no "),
         (
             PROTOCOL.replace("method: mcl", "method: mlc"),
             (),

@@ -57,7 +57,7 @@ class Comparison:
         """Do what is not done yet; runs that failed before are tried again.
 
         Args:
-            data_root: folder that relative paths of data sets start from.
+            data_root: folder that relative paths of data sets and weights start from.
             workers: processes at once; None: one for each GPU, without GPUs one for each core.
             announce: called with a line for each finished run.
             progress: called with the runs that are finished, all runs, and the time left in words.
@@ -66,12 +66,13 @@ class Comparison:
             How many runs there are, have succeeded and have failed.
 
         Raises:
-            ValueError: a data set is not there, an argument is out of range, or another process is doing the same.
+            ValueError: a data set, or its weights, are not there, an argument is out of range, or another process is doing the same.
             BenchmarkStopped: SIGINT or SIGTERM came.
         """
         slots = find_slots(workers)
         for data in self.protocol.data:
-            for path in filter(None, (data.path, data.test)):
+            weights = {**self.protocol.recipe, **data.recipe}.get("weights")
+            for path in filter(None, (data.path, data.test, weights)):
                 if not resolve(path, data_root).exists():
                     raise ValueError(f"data set {data.name}: there is no {resolve(path, data_root)}")
         lock = FileLock(self.out / LOCK)

@@ -160,7 +160,8 @@ class Protocol:
         data: Data sets.
         rows: Rows of the table, in order.
         grid: Blocks of runs, in the order of running.
-        recipe: Settings of training for every data set and row; a data set's, then a row's, win.
+        recipe: Settings of training for every data set and row; a data set's, then a row's, win. `weights` are looked
+            for where data are.
         tuning: How learning rates are chosen; not at all if not given.
         description: Words for the head of the table.
     """

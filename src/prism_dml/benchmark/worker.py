@@ -90,7 +90,7 @@ def run_job(job: Job, folder: Path, data_root: Path, accelerator: str) -> dict[s
     Args:
         job: the run.
         folder: the job's own; a run in folder/run is gone on with.
-        data_root: folder that relative paths of data start from.
+        data_root: folder that relative paths of data and weights start from.
         accelerator: cpu or cuda.
 
     Returns:
@@ -113,6 +113,8 @@ def run_job(job: Job, folder: Path, data_root: Path, accelerator: str) -> dict[s
         settings["noise_rate"] = job.rate if noise is None else noise
         if settings["noise_rate"] is None:
             raise ValueError("the noise rate is not known: the data has no true labels and the block no rate")
+    if settings.get("weights") is not None:
+        settings["weights"] = str(resolve(settings["weights"], data_root))
     config: TrainConfig = from_yaml(TrainConfig, settings, "settings")
     run = folder / "run"
     if (run / "run.json").is_file():  # trained, but not evaluated
@@ -206,7 +208,7 @@ def test_table(job: Job, data_root: Path) -> ImageTable:
 
 
 def resolve(path: str, data_root: Path) -> Path:
-    """The place of a data set: $VARIABLES filled in, relative paths from `data_root`.
+    """The place of a data set, or of weights: $VARIABLES filled in, relative paths from `data_root`.
 
     Raises:
         ValueError: a variable is not set.
