@@ -111,19 +111,6 @@ def test_trusted_labels_count_whole_and_others_as_what_they_may_stand_for(
     assert looked.noise_rate_estimate == pytest.approx(0.4)
 
 
-def test_what_starts_from_published_weights_is_judged_before_the_first_step(labels: Tensor) -> None:
-    embedder = Linear(dim=16)
-    embedder.starts_trained = True
-    method = build("refract", labels, embedder)
-    method.on_epoch_start(embed(images_of(TRUTH)))
-    assert torch.equal(method.trusted, labels == TRUTH)
-    assert torch.equal(learned_as(method), TRUTH)
-    method = build("refract", labels, embedder)
-    method.look_every(epoch=1000, steps=480)
-    method.on_epoch_start(embed(images_of(TRUTH)))
-    assert method.trusted.all(), "a run of less than half an epoch: a look would cost more than it"
-
-
 def test_a_judgement_names_the_given_class_and_the_most_probable_others(labels: Tensor) -> None:
     """The fifth sample looks half like its class and half like another, and was given a third."""
     images = images_of(TRUTH)

@@ -77,14 +77,14 @@ class Refract(Method):
     """Normalised softmax on labels that are judged, and put right as far as is known, as the embedding learns.
 
     All labels are believed at first. After a sixteenth of the run, or two epochs where that is earlier, and then ever
-    more rarely, the whole training set is embedded without augmentation (before the first step, too, where the network
-    starts from published weights), and every label judged by the class means of the others that are trusted,
-    leave-one-out and in folds (`judge_labels`): calibrated probabilities, and the share of wrong labels, come from the
-    likelihood of the given labels. A label that is more likely right than wrong is believed. Of any other the loss is
-    -log(w_0 + sum_k w_k p_k), where the network gives class k the probability p_k: the likelihood of the label, were
-    it wrong as often as was found. w_k is how often the label would be seen in class k, times the root of the judge's
-    evidence for it, for the given class and the most probable others; w_0 stands for no class, as if for any. So the
-    network settles, step by step, which of them the sample is. No noise rate, and no memory of embeddings.
+    more rarely, the whole training set is embedded without augmentation and every label judged by the class means of
+    the others that are trusted, leave-one-out and in folds (`judge_labels`): calibrated probabilities, and the share of
+    wrong labels, come from the likelihood of the given labels. A label that is more likely right than wrong is
+    believed. Of any other the loss is -log(w_0 + sum_k w_k p_k), where the network gives class k the probability p_k:
+    the likelihood of the label, were it wrong as often as was found. w_k is how often the label would be seen in class
+    k, times the root of the judge's evidence for it, for the given class and the most probable others; w_0 stands for
+    no class, as if for any. So the network settles, step by step, which of them the sample is. No noise rate, and no
+    memory of embeddings.
 
     The softmax narrows the classes of the training set more in some directions than in others; classes that are new
     are not as narrow there. So the embedding that is judged, validated and saved is scaled, half-way to where the
@@ -144,9 +144,8 @@ class Refract(Method):
         return part
 
     def on_epoch_start(self, embed_all: EmbedAll) -> None:
-        """Judge all labels, if it is time to; published weights tell much before the first step."""
-        due = _is_look(int(self.parts)) or (self.parts == 0 and self.embedder.starts_trained)
-        if due and self.parts - self.looked >= self._apart:
+        """Judge all labels, if it is time to."""
+        if _is_look(int(self.parts)) and self.parts - self.looked >= self._apart:
             self.looked.copy_(self.parts)
             embeddings = embed_all(self.embedder)
             labels = self.data.labels.to(embeddings.device)
