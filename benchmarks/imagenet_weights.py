@@ -23,7 +23,9 @@ NAME = "efficientnet_lite0.safetensors"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write the file to")
     out = parser.parse_args().out / NAME
     with tempfile.TemporaryDirectory() as folder:
