@@ -66,8 +66,8 @@ class Comparison:
             How many runs there are, have succeeded and have failed.
 
         Raises:
-            ValueError: a data set, or its weights, are not there, an argument is out of range, or another process is doing
-                the same.
+            ValueError: a data set or weights are not there, an argument is out of range, or another process is doing the
+                same.
             BenchmarkStopped: SIGINT or SIGTERM came.
         """
         slots = find_slots(workers)
