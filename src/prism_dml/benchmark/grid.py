@@ -66,7 +66,7 @@ class Comparison:
             How many runs there are, have succeeded and have failed.
 
         Raises:
-            ValueError: a data set or weights are not there, an argument is out of range, or another process is doing the
+            ValueError: data or weights are not there, an argument is out of range, or another process is doing the
                 same.
             BenchmarkStopped: SIGINT or SIGTERM came.
         """
