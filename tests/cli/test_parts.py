@@ -208,6 +208,7 @@ def test_unreadable_images_are_left_out_and_count_over_the_whole_job(prism, mode
     command = ("embed", model, data, "--out", out, *PARTS)
     status, _, error = prism(*command, "--max-unreadable", 0.11)
     assert status == 2 and "5 of 42 images are unreadable, more than the share of 0.11" in error
+    assert "a higher max_unreadable puts up with more" in error
     assert "'4.png'" in caplog.text
     assert prism(*command, "--max-unreadable", 0.11)[0] == 2  # nor do they slip through at the second start
     status, shown, _ = prism(*command, "--max-unreadable", 0.12)

@@ -177,6 +177,6 @@ def _left_out(out: Path, job: Job, todo: list[int]) -> dict[int, int]:
 def _refuse_if_many(left_out: dict[int, int], job: Job, max_share: float) -> None:
     count = sum(left_out.values())
     if count > max_share * job.rows or count == job.rows:
-        raise ValueError(
-            f"{count} of {job.rows} images are unreadable, more than the share of {max_share:g} that is put up with"
-        )
+        hint = "" if count == job.rows else " (a higher max_unreadable puts up with more)"
+        share = f"more than the share of {max_share:g} that is put up with"
+        raise ValueError(f"{count} of {job.rows} images are unreadable, {share}{hint}")
