@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from timm.layers.norm_act import BatchNormAct2d
 
 from prism_dml.training import train
@@ -43,6 +44,7 @@ OPTIONS = {
     "soft triple": {"method": "prism-soft-triple", "similarity": "proxy", "cache": "stream", "workers": 1},
     "rejected": {"log_every": 1, "checkpoint_every": 1},
     "refract": {"method": "refract", "noise_rate": "auto", "steps": 32},
+    "published": {"backbone": "resnet10t", "steps": 6},
 }
 
 
@@ -51,8 +53,13 @@ def runs(several, folder: Path, settings, tmp_path_factory: pytest.TempPathFacto
     """Each run of OPTIONS by one process and by two, in folders "NAME 1" and "NAME 2"; and some that are stopped."""
     root = tmp_path_factory.mktemp("runs")
 
+    published = root / "published.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model("resnet10t").state_dict(), published)
+
     def job(name: str, devices: int, **more):
         options = {
+            "weights": str(published) if name == "published" else None,
             **OPTIONS[name],
             "devices": devices,
             "bank_size": 31,
@@ -103,13 +110,23 @@ def assert_same_run(one: Path, other: Path, rtol: float = 1e-6, atol: float = 1e
         torch.testing.assert_close(models[1][key], value, rtol=rtol, atol=atol, msg=key)
 
 
-@pytest.mark.parametrize("name", ["mcl", "soft triple", "rejected", "refract"])
+@pytest.mark.parametrize("name", ["mcl", "soft triple", "rejected", "refract", "published"])
 def test_two_processes_train_what_one_does(name: str, runs) -> None:
     """Parameters, memory, thresholds, log and judgement, after 50 steps."""
     root, _, _ = runs
     assert_same_run(root / f"{name} 1", root / f"{name} 2")
     skipped = max(record.get("skipped_steps", 0) for record in records(root / f"{name} 2"))
     assert skipped == (2 if name == "rejected" else 0), "of the NaN of one process all know"
+
+
+def test_batch_norms_of_published_weights_keep_their_statistics(runs) -> None:
+    root, _, _ = runs
+    given = load_file(root / "published.safetensors")
+    for devices in (1, 2):
+        trained = load_file(next((root / f"published {devices}" / "model").glob("*.safetensors")))
+        for name in ("bn1.running_mean", "bn1.running_var", "layer4.0.bn2.running_var"):
+            assert torch.equal(trained[f"backbone.{name}"], given[name])
+        assert not torch.equal(trained["backbone.bn1.weight"], given["bn1.weight"])
 
 
 def test_in_single_precision_they_differ_by_rounding(runs) -> None:
