@@ -47,7 +47,8 @@ class Embedder(nn.Module):
             embedding_dim: D, >= 1.
             image_size: S in pixels; None: 48 for "small", else what timm's model was made for.
             resize_ratio: >= 1; `transform` resizes the short side to resize_ratio * S before it cuts out S.
-            pretrained: start from timm's published weights (downloaded once, then cached); not for "small".
+            pretrained: start from timm's published weights (downloaded once, then cached); not for "small". Batch
+                norms keep their statistics then, see `train`.
             weights: start from this checkpoint file of the timm backbone (safetensors or torch) instead.
             backbone_options: more arguments of SmallConvNet or timm.create_model, JSON-able.
             seed: of the initial weights.

@@ -14,8 +14,8 @@ class TrainConfig(MethodConfig):
 
     Args:
         backbone: "small" (a convolutional network for images of 28 to 96 pixels, trained from scratch) or a timm model.
-        pretrained: Start from timm's published weights.
-        weights: Start from this checkpoint file of the backbone instead.
+        pretrained: Start from timm's published weights; batch norms keep their statistics then.
+        weights: Start from this checkpoint file of the backbone instead; batch norms as with pretrained.
         embedding_dim: Number of an embedding's components.
         image_size: Side of the images in pixels; null: 48 for "small", else what the backbone was made for.
         augment: photo (crop, flip, colour), drawing (affine, no flip: letters, symbols) or none.
