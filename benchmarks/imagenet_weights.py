@@ -39,9 +39,10 @@ def main() -> None:
     tensors = {}
     for (name, like), (theirs, value) in zip(expected.items(), published.items(), strict=True):
         # Order and shapes alone would not tell a norm's weight from its bias.
-        if value.shape != like.shape or theirs.rsplit(".")[-1] != name.rsplit(".")[-1]:
+        if value.shape != like.shape or theirs.split(".")[-1] != name.split(".")[-1]:
             raise SystemExit(f"{theirs} is not {name}: the package is not the one this was written for")
         tensors[name] = value.contiguous()
+    out.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, out)
     print(f"{out}: {len(tensors)} tensors")
 
