@@ -29,7 +29,7 @@ from sklearn.mixture import GaussianMixture
 from torch.nn.functional import normalize
 
 from prism_dml.benchmark.jobs import Job
-from prism_dml.benchmark.worker import tuning_table
+from prism_dml.benchmark.tables import tuning_table
 from prism_dml.data import Augment, open_images
 from prism_dml.losses.contrastive import MemoryContrastiveLoss
 from prism_dml.methods import refract

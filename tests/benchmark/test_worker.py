@@ -6,9 +6,14 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from prism_dml.benchmark import frozen, worker
 from prism_dml.benchmark.jobs import grid_jobs, tuning_jobs
-from prism_dml.benchmark.worker import _selection, resolve, run_job, test_table, training_table, tuning_table
-from prism_dml.data import read_table
+from prism_dml.benchmark.tables import resolve, test_table, training_table, tuning_table
+from prism_dml.benchmark.worker import _selection, run_job
+from prism_dml.data import Augment, open_images, read_table
+from prism_dml.models import load
+from prism_dml.retrieval import retrieval_metrics
+from prism_dml.training.measure import embed_all
 
 test_table.__test__ = False
 
@@ -49,6 +54,45 @@ def test_weights_lie_beside_the_data(job_of, data_root, tmp_path):
     save_file(timm.create_model("resnet10t").state_dict(), data_root / "trained.safetensors")
     result = run_job(replace(job, settings=settings), tmp_path / "run", data_root, "cpu")
     assert 0 <= result["metrics"]["map_at_r"] <= result["metrics"]["precision_at_1"] <= 1
+
+
+def test_runs_share_what_a_frozen_backbone_sees(job_of, data_root, monkeypatch, tmp_path):
+    """Each image is embedded once for all of them, and none of them comes out otherwise."""
+    torch.manual_seed(0)
+    save_file(timm.create_model("resnet10t").state_dict(), data_root / "trained.safetensors")
+    settings = {
+        "backbone": "resnet10t",
+        "image_size": 32,
+        "weights": "trained.safetensors",
+        "freeze_backbone": True,
+    }
+    settings["augment"] = "none"
+    jobs = [replace(job_of(row), settings={**job_of(row).settings, **settings}) for row in ("MCL", "PRISM")]
+    tuned = replace(
+        jobs[0], kind="tuning", settings={**jobs[0].settings, "validation": 0.4, "validate_every": 1}
+    )
+    looks, look = [], frozen._look
+
+    def counted(table, config, accelerator):
+        looks.append(len(table))
+        return look(table, config, accelerator)
+
+    monkeypatch.setattr(frozen, "_look", counted)
+    results = [run_job(job, tmp_path / str(i), data_root, "cpu") for i, job in enumerate([*jobs, tuned])]
+    assert looks == [52] and results[2]["validation"]
+    monkeypatch.setattr(worker, "look_once", lambda table, *_: table)
+    monkeypatch.setattr(worker, "open_vectors", lambda *_: None)
+    with pytest.raises(AssertionError):  # of the test images they must be known
+        run_job(jobs[0], tmp_path / "anew", data_root, "cpu")
+    anew = load(tmp_path / "anew" / "run")
+    assert torch.equal(anew.head.weight, load(tmp_path / "0" / "run").head.weight)
+    test = open_images(read_table(data_root / "images").split("test"), 32, Augment("none", *_look_of(anew)))
+    found = retrieval_metrics(embed_all(anew, test), torch.from_numpy(test.table.labels))
+    assert results[0]["metrics"]["map_at_r"] == pytest.approx(found["map_at_r"], abs=1e-6)
+
+
+def _look_of(model):
+    return model.transform.mean, model.transform.std
 
 
 def test_raw_pixels_are_those_of_the_test_images(job_of, data_root, tmp_path):

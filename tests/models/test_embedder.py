@@ -155,6 +155,27 @@ def test_transform_cuts_as_the_readers_do():
     torch.testing.assert_close(result, torch.from_numpy((pixels / 255 - 0.5) / 0.25).permute(2, 0, 1))
 
 
+def test_a_frozen_backbone_stays_and_takes_what_it_made_of_images(tmp_path):
+    save_file(timm.create_model(TINY, num_classes=0).state_dict(), tmp_path / "weights.safetensors")
+    model = Embedder(TINY, 8, image_size=32, weights=tmp_path / "weights.safetensors")
+    shown = images()
+    with torch.no_grad():
+        expected = model.eval()(shown)
+        seen = model.backbone(shown)
+    assert model.train().freeze() is model and model.training and not model.backbone.training
+    assert model.freeze() is model, "twice is once"
+    mapped, other = model.mapped(torch.eye(8)), model.sibling()
+    for network in (model, mapped):
+        torch.testing.assert_close(network(seen), expected)
+        torch.testing.assert_close(network(shown), expected)
+    assert other.frozen and not torch.equal(other(seen), model(seen))
+    torch.testing.assert_close(other(seen), other(shown))
+    model(seen)[0, 0].backward()
+    assert model.head.weight.grad is not None and not any(
+        p.requires_grad for p in model.backbone.parameters()
+    )
+
+
 def test_timm_preprocessing():
     cfg = timm.get_pretrained_cfg(TINY)
     transform = Embedder(TINY, 8, resize_ratio=256 / 224).transform

@@ -26,6 +26,13 @@ def test_a_batch_of_one() -> None:
         TrainConfig(classes_per_batch=1, samples_per_class=1)
 
 
+def test_a_frozen_backbone_knows_something_and_sees_images_as_they_are() -> None:
+    with pytest.raises(ValueError, match="freeze_backbone needs pretrained or weights"):
+        TrainConfig(freeze_backbone=True)
+    for start in ({"pretrained": True}, {"weights": "resnet50.safetensors"}):
+        assert TrainConfig(backbone="resnet50", freeze_backbone=True, **start).augment == "none"
+
+
 def test_the_settings_alone_do_not_import_torch() -> None:
     program = "import sys; import prism_dml.training.config; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)

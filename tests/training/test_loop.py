@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from prism_dml.data import Augment, open_images
 from prism_dml.data.table import BytesImages
 from prism_dml.methods.base import StepResult
 from prism_dml.methods.mcl import PrismMCL
 from prism_dml.methods.registry import METHODS, find_method
-from prism_dml.models import load
+from prism_dml.models import Embedder, load
 from prism_dml.models.files import CHECKPOINT
 from prism_dml.retrieval import retrieval_metrics
 from prism_dml.training import RunStopped, loop, train
@@ -605,3 +606,88 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine(settings) -> None:
         assert rate == pytest.approx(cosine * min(1, (step + 1) / 10))
     loop.set_learning_rate(optimizer, settings(lr=0.5, lr_warmup=0), 0)
     assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a tiny backbone, as others would publish them."""
+    file = tmp_path_factory.mktemp("published") / "resnet10t.safetensors"
+    torch.manual_seed(123)
+    save_file(timm.create_model("resnet10t", num_classes=0).state_dict(), file)
+    return file
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "refract", "cache": "stream"},
+        {"method": "prism-mcl", "validation": 0.0},
+        {"method": "co-teaching", "rise_epochs": 1, "validation": 0.0},
+    ],
+)
+def test_a_frozen_backbone_sees_each_image_once(options, table, settings, published, monkeypatch, tmp_path):
+    """And what is saved is a model of images all the same; a run that was stopped ends as one that was not."""
+    seen, forward = [], timm.models.resnet.ResNet.forward
+
+    def counted(self, images):
+        seen.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(timm.models.resnet.ResNet, "forward", counted)
+    config = settings(
+        backbone="resnet10t", weights=str(published), freeze_backbone=True, image_size=32, **options
+    )
+    expected = train(table, config, tmp_path / "whole")
+    assert sum(seen) - seen.count(1) == len(table.split("train").labels), "but for the tries at one of zeros"
+    trained, given = (
+        load_file(next((tmp_path / "whole" / "model").glob("*.safetensors"))),
+        load_file(published),
+    )
+    assert all(torch.equal(trained[f"backbone.{name}"], value) for name, value in given.items())
+    head = Embedder("resnet10t", 8, image_size=32, weights=published).head.weight
+    assert not torch.equal(trained["head.weight"], head)
+
+    handed_over = tmp_path / "whole" / "embeddings.parquet"
+    if handed_over.is_file():
+        rows = pd.read_parquet(handed_over)
+        model = load(tmp_path / "whole")
+        look = Augment("none", model.transform.mean, model.transform.std)
+        images = open_images(table.split("train"), 32, look)
+        by_path = dict(zip(images.table.paths, embed_all(model, images).numpy(), strict=True))
+        assert len(rows) == len(by_path)
+        for path, embedding in zip(rows["path"], rows["embedding"], strict=True):
+            np.testing.assert_allclose(embedding, by_path[path], atol=1e-5)
+
+    train_until(6, table, config, tmp_path / "cut")
+    assert train(table, config, tmp_path / "cut", resume=True) == expected
+    assert left_behind(tmp_path / "whole") == left_behind(tmp_path / "cut")
+
+
+def test_unreadable_images_of_a_frozen_backbone(table, settings, published, tmp_path: Path) -> None:
+    images = [table.images.images.read(i) for i in range(len(table))]
+    images[3] = images[17] = b"no image"
+    broken = replace(table, images=BytesImages(images))
+    options = {"backbone": "resnet10t", "weights": str(published), "image_size": 32, "cache": "stream"}
+    with pytest.raises(ValueError, match="2 of the 96 images seen are unreadable, more than the share of 0.01"):
+        train(broken, settings(freeze_backbone=True, validation=0, **options), tmp_path / "refused")
+    train(
+        broken, settings(freeze_backbone=True, validation=0, max_unreadable=0.1, **options), tmp_path / "run"
+    )
+    judged = pd.read_parquet(tmp_path / "run" / "samples.parquet")
+    assert len(judged) == 94 and not {"3.png", "17.png"} & set(judged["path"])
+
+
+def test_a_checkpoint_of_before_there_was_a_setting(table, settings, monkeypatch, tmp_path: Path) -> None:
+    """It had the default then."""
+    train_until(6, table, settings(), tmp_path / "run")
+    original = loop.load_checkpoint
+
+    def earlier(folder, modules, optimizer, check):
+        def checked(notes):
+            settings = {key: value for key, value in notes["settings"].items() if key != "freeze_backbone"}
+            check({**notes, "settings": settings})
+
+        return original(folder, modules, optimizer, checked)
+
+    monkeypatch.setattr(loop, "load_checkpoint", earlier)
+    assert train(table, settings(), tmp_path / "run", resume=True)["steps"] == 14

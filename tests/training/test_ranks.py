@@ -45,6 +45,13 @@ OPTIONS = {
     "rejected": {"log_every": 1, "checkpoint_every": 1},
     "refract": {"method": "refract", "noise_rate": "auto", "steps": 32},
     "published": {"backbone": "resnet10t", "steps": 6},
+    "frozen": {
+        "backbone": "resnet10t",
+        "freeze_backbone": True,
+        "method": "refract",
+        "noise_rate": "auto",
+        "steps": 12,
+    },
 }
 
 
@@ -59,13 +66,16 @@ def runs(several, folder: Path, settings, tmp_path_factory: pytest.TempPathFacto
 
     def job(name: str, devices: int, **more):
         options = {
-            "weights": str(published) if name == "published" else None,
+            "weights": str(published) if name in ("published", "frozen") else None,
             **OPTIONS[name],
             "devices": devices,
             "bank_size": 31,
             "shard_bank": more.pop("shard", False),
         }
-        more |= {"double": name != "float32", "all_rejected": (5, 6) if name == "rejected" else ()}
+        more |= {
+            "double": name not in ("float32", "frozen"),
+            "all_rejected": (5, 6) if name == "rejected" else (),
+        }
         more |= {"half_rejected": (3, 4) if name == "rejected" else ()}
         more |= {"not_finite": (9, 10) if name == "rejected" else ()}
         more.setdefault("out", root / f"{name} {devices}")
@@ -129,9 +139,10 @@ def test_batch_norms_of_published_weights_keep_their_statistics(runs) -> None:
         assert not torch.equal(trained["backbone.bn1.weight"], given["bn1.weight"])
 
 
-def test_in_single_precision_they_differ_by_rounding(runs) -> None:
+@pytest.mark.parametrize("name", ["float32", "frozen"])
+def test_in_single_precision_they_differ_by_rounding(name: str, runs) -> None:
     root, _, _ = runs
-    assert_same_run(root / "float32 1", root / "float32 2", rtol=1e-3, atol=1e-4)
+    assert_same_run(root / f"{name} 1", root / f"{name} 2", rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["mcl", "rejected"])

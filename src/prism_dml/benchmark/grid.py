@@ -16,7 +16,8 @@ from prism_dml.benchmark.pool import find_slots, run_jobs
 from prism_dml.benchmark.protocol import DataSet, Protocol, Row
 from prism_dml.benchmark.results import Record, append_record, done, failed, read_records
 from prism_dml.benchmark.table import Facts, write_table
-from prism_dml.benchmark.worker import Slot, resolve
+from prism_dml.benchmark.tables import resolve
+from prism_dml.benchmark.worker import Slot
 from prism_dml.training.stop import StopRequest
 
 RESULTS, TABLE, PLOTS, WORK, LOCK = "results.jsonl", "table.md", "plots", "unfinished", ".lock"

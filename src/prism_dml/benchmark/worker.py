@@ -8,29 +8,28 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from prism_dml.benchmark.fields import from_yaml
+from prism_dml.benchmark.frozen import VECTORS, look_once
 from prism_dml.benchmark.jobs import Job
 from prism_dml.benchmark.machine import device_name, versions
 from prism_dml.benchmark.protocol import KNOWN, RAW_PIXELS
-from prism_dml.data import Augment, ImageBatches, ImageTable, corrupt_table, open_images, read_table
+from prism_dml.benchmark.tables import resolve, test_table, training_table, tuning_table
+from prism_dml.data import Augment, ImageBatches, ImageTable, open_images, open_vectors
 from prism_dml.files import replacing
 from prism_dml.methods.registry import find_method
-from prism_dml.models import load
+from prism_dml.models import Embedder, load
 from prism_dml.models.files import CHECKPOINT
 from prism_dml.retrieval import retrieval_metrics
 from prism_dml.training import TrainConfig, train
 from prism_dml.training.measure import embed_all
-from prism_dml.training.sources import cut_validation
 
 RESULT, LOG = "result.json", "log.txt"
 METRICS = ("precision_at_1", "r_precision", "map_at_r", "recall_at_2", "recall_at_4", "recall_at_8")
@@ -116,6 +115,8 @@ def run_job(job: Job, folder: Path, data_root: Path, accelerator: str) -> dict[s
     if settings.get("weights") is not None:
         settings["weights"] = str(resolve(settings["weights"], data_root))
     config: TrainConfig = from_yaml(TrainConfig, settings, "settings")
+    if config.freeze_backbone:
+        table = look_once(table, resolve(job.path, data_root), config, accelerator, folder.parent / VECTORS)
     run = folder / "run"
     if (run / "run.json").is_file():  # trained, but not evaluated
         result = json.loads((run / "run.json").read_text(encoding="utf-8"))["result"]
@@ -128,9 +129,24 @@ def run_job(job: Job, folder: Path, data_root: Path, accelerator: str) -> dict[s
             raise ValueError("the classes set aside for validation have no two images of a class")
         return facts
     model = load(run).to("cuda" if accelerator == "cuda" else "cpu")
-    look = model.transform
-    images = open_images(
-        test_table(job, data_root),
+    images = _test_images(job, config, model, data_root, accelerator, folder)
+    return {"metrics": _metrics(embed_all(model, images), images.table), **facts}
+
+
+def _test_images(
+    job: Job, config: TrainConfig, model: Embedder, data_root: Path, accelerator: str, folder: Path
+) -> ImageBatches:
+    """The test split for a trained model, which is frozen if it was trained so."""
+    look, table = model.transform, test_table(job, data_root)
+    if config.freeze_backbone:
+        model.freeze()
+        where = resolve(job.test or job.path, data_root)
+        table = look_once(table, where, config, accelerator, folder.parent / VECTORS)
+        known = open_vectors(table, config.max_unreadable, accelerator)
+        assert known is not None
+        return known
+    return open_images(
+        table,
         look.image_size,
         Augment("none", look.mean, look.std),
         config.workers,
@@ -138,94 +154,6 @@ def run_job(job: Job, folder: Path, data_root: Path, accelerator: str) -> dict[s
         device=accelerator,
         resize_size=look.resize_size,
     )
-    return {"metrics": _metrics(embed_all(model, images), images.table), **facts}
-
-
-def training_table(job: Job, data_root: Path) -> ImageTable:
-    """The split "train" of a job's data, with its wrong labels."""
-    table = read_table(resolve(job.path, data_root))
-    if job.noise == "none":
-        if table.clean_labels is not None:
-            table = _with_true_labels(table)
-        table = replace(table, clean_labels=table.labels.copy())
-    elif job.noise != "given":
-        table = corrupt_table(table, job.noise, job.rate, job.seed)  # type: ignore[arg-type]
-    if job.labels == "clean":
-        table = _with_true_labels(table)
-    return table.split("train")
-
-
-def tuning_table(job: Job, data_root: Path) -> ImageTable:
-    """The split "train" of a job's data for a choice of settings.
-
-    A share of the classes is set aside as the split "validation", and the labels of the others are made wrong as the
-    job says: as in the test split, labels are true there. Of data whose test split has the training classes, the same
-    share of the images is set aside instead. Where the truth is not known, all labels are as given.
-    """
-    whole = read_table(resolve(job.path, data_root)).split("train")
-    truth_known = whole.clean_labels is not None or job.noise != "given"
-    truth = whole.labels if whole.clean_labels is None else whole.clean_labels
-    names = np.array([*whole.classes, None], dtype=object)  # the last is that of -1
-    true_names = names[truth]
-    held, aside = _set_aside(job, whole, truth, true_names, data_root)
-    learned = whole.select(~held)
-    if job.noise not in ("none", "given"):
-        learned = corrupt_table(learned.compact(), job.noise, job.rate, job.seed)  # type: ignore[arg-type]
-    given = true_names.copy()
-    if job.noise != "none":
-        given[~held] = np.array(learned.classes, dtype=object)[learned.labels]
-    # A label that people gave may name a class that is set aside: nothing can be learned from it here.
-    stays = held | ~np.isin(given, aside)
-    splits = np.where(held, "validation", "train").tolist()
-    right = true_names.tolist() if truth_known else None
-    table = ImageTable.from_names(whole.images, whole.paths, given.tolist(), right, splits)
-    return table.select(stays)
-
-
-def _set_aside(
-    job: Job, whole: ImageTable, truth: NDArray[np.int64], true_names: NDArray[np.object_], data_root: Path
-) -> tuple[NDArray[np.bool_], Sequence[str]]:
-    """(N,) which training images a choice of settings is made on, and the classes that are theirs alone."""
-    share = job.settings["validation"]
-    if set(test_table(job, data_root).classes) <= set(whole.classes):
-        known = np.flatnonzero(truth >= 0)
-        held = np.zeros(len(whole), bool)
-        held[np.random.default_rng((job.seed, 1)).permutation(known)[: round(share * len(known))]] = True
-        return held, []
-    true_table = replace(whole, labels=truth, clean_labels=truth).select(truth >= 0)
-    _, validation = cut_validation(true_table, share, job.seed)
-    aside = [] if validation is None else validation.classes
-    return np.isin(true_names, aside), aside
-
-
-def test_table(job: Job, data_root: Path) -> ImageTable:
-    """The split "test" of a job's data, with true labels where they are known."""
-    table = read_table(resolve(job.test or job.path, data_root))
-    if table.splits is None and job.test is None:
-        raise ValueError(f"{job.path} has no split 'test'; the data set needs a field test")
-    table = table.split("test")
-    return table if table.clean_labels is None else _with_true_labels(table)
-
-
-def resolve(path: str, data_root: Path) -> Path:
-    """The place of a data set, or of weights: $VARIABLES filled in, relative paths from `data_root`.
-
-    Raises:
-        ValueError: a variable is not set.
-    """
-    filled = os.path.expandvars(path)
-    if "$" in filled:
-        raise ValueError(f"the environment variable in {path} is not set")
-    return data_root / Path(filled).expanduser()
-
-
-def _with_true_labels(table: ImageTable) -> ImageTable:
-    """The samples whose true class is one of the classes, labelled with it."""
-    if table.clean_labels is None:
-        raise ValueError("the true labels are needed, which the data does not have")
-    table = table.select(table.clean_labels >= 0)
-    assert table.clean_labels is not None
-    return replace(table, labels=table.clean_labels.copy())
 
 
 def _metrics(embeddings: torch.Tensor, table: ImageTable) -> dict[str, float]:

@@ -45,6 +45,7 @@ from prism_dml.data.table import (
     image_file,
     sort_classes,
 )
+from prism_dml.data.vectors import VectorBatches, open_vectors, vector_batches, with_vectors
 from prism_dml.data.writers import write_table
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     "Share",
     "StoreError",
     "StreamingBatches",
+    "VectorBatches",
     "apply_corrections",
     "corrupt_labels",
     "corrupt_table",
@@ -83,6 +85,7 @@ __all__ = [
     "load_images",
     "omniglot_table",
     "open_images",
+    "open_vectors",
     "pixel_features",
     "place",
     "read_corrections",
@@ -94,6 +97,8 @@ __all__ = [
     "square",
     "storage_blocks",
     "table_fingerprint",
+    "vector_batches",
+    "with_vectors",
     "write_corrections",
     "write_embeddings",
     "write_table",

@@ -28,7 +28,7 @@ class Batch:
     """A batch on the device: what a training step or an evaluation step looks at."""
 
     images: Tensor
-    """(B, 3, S, S) float32, augmented and normalised."""
+    """(B, 3, S, S) float32, augmented and normalised; or (B, F), see `VectorBatches`."""
     labels: Tensor
     """(B,) int64 given labels."""
     index: Tensor
@@ -93,7 +93,7 @@ class CachedBatches:
     def evaluate(self, batch_size: int = 256, share: Share = WHOLE) -> Iterator[Batch]:
         """Every image once, in the order of the table, not augmented; whole batches are shared out."""
         look = replace(self.augment, kind="none")
-        for indices in _slices(len(self.table), batch_size)[share.rank :: share.of]:
+        for indices in slices(len(self.table), batch_size)[share.rank :: share.of]:
             batch = self._batch(indices)
             yield replace(batch, images=look(batch.images))
 
@@ -157,7 +157,7 @@ class StreamingBatches:
 
     def evaluate(self, batch_size: int = 256, share: Share = WHOLE) -> Iterator[Batch]:
         """Every readable image once, in the order of the table, not augmented; whole batches are shared out."""
-        return self.in_order(_slices(len(self.table), batch_size)[share.rank :: share.of])
+        return self.in_order(slices(len(self.table), batch_size)[share.rank :: share.of])
 
     def in_order(self, batches: Sequence[IntArray]) -> Iterator[Batch]:
         """The readable images of batches that are given by their sample numbers, not augmented; none is empty."""
@@ -243,7 +243,7 @@ def _generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]))
 
 
-def _slices(count: int, batch_size: int) -> list[IntArray]:
+def slices(count: int, batch_size: int) -> list[IntArray]:
     """0 ... count - 1 in pieces of batch_size."""
     if batch_size < 1:
         raise ValueError(f"the batch size must be at least 1, not {batch_size}")

@@ -2,7 +2,8 @@
 
 import copy
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class Embedder(nn.Module):
             raise ValueError(f"embedding_dim must be at least 1, got {embedding_dim}")
         if not resize_ratio >= 1.0:
             raise ValueError(f"resize_ratio must be at least 1, got {resize_ratio}")
-        self.seed, self.starts_trained = seed, pretrained or weights is not None
+        self.seed, self.starts_trained, self.frozen = seed, pretrained or weights is not None, False
         options = dict(backbone_options or {})
         # A model's description must not make timm read other files.
         if loading := sorted(_LOADING & options.keys()):
@@ -98,11 +99,21 @@ class Embedder(nn.Module):
         Source: usual in deep metric learning, see Musgrave et al., "A Metric Learning Reality Check", ECCV 2020.
         """
         super().train(mode)
-        if self.starts_trained:
+        if self.frozen:
+            self.backbone.eval()
+        elif self.starts_trained:
             for module in self.backbone.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
         return self
+
+    def freeze(self) -> "Embedder":
+        """Leave the backbone as it is, for good; in the place of images it takes what it made of them, (B, F)."""
+        if not self.frozen:
+            self.frozen = True
+            self.backbone.requires_grad_(False)
+            self.backbone.forward = partial(_look_once, self.backbone.forward)
+        return self.train(self.training)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, S, S), normalised as `transform` does -> unit embeddings (B, D) float32.
@@ -114,7 +125,9 @@ class Embedder(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """The embeddings before they are brought to unit length, (B, D) float32, for a classifier on top."""
-        features = self.backbone(images.contiguous(memory_format=torch.channels_last))  # (B, F)
+        if images.ndim == 4:  # else what a frozen backbone made of them
+            images = images.contiguous(memory_format=torch.channels_last)
+        features = self.backbone(images)  # (B, F)
         with torch.autocast(features.device.type, enabled=False):
             embeddings: Tensor = self.head(features.to(self.head.weight.dtype)).float()
             return embeddings
@@ -139,7 +152,14 @@ class Embedder(nn.Module):
         if self.starts_trained:
             other.backbone.load_state_dict(self.backbone.state_dict())
             other.starts_trained = True
+        if self.frozen:
+            other.freeze()
         return other.train(self.training)
+
+
+def _look_once(forward: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """What a frozen backbone makes of images (B, 3, S, S); what it made of them before, (B, F), stays."""
+    return images if images.ndim == 2 else forward(images)
 
 
 def _build_small(options: dict[str, Any]) -> nn.Module:

@@ -16,6 +16,8 @@ class TrainConfig(MethodConfig):
         backbone: "small" (a convolutional network for images of 28 to 96 pixels, trained from scratch) or a timm model.
         pretrained: Start from timm's published weights; batch norms keep their statistics then.
         weights: Start from this checkpoint file of the backbone instead; batch norms as with pretrained.
+        freeze_backbone: Train the head only: the backbone embeds each image once, without augmentation, before the
+            first step. Minutes in the place of hours where there is no GPU; needs pretrained or weights.
         embedding_dim: Number of an embedding's components.
         image_size: Side of the images in pixels; null: 48 for "small", else what the backbone was made for.
         augment: photo (crop, flip, colour), drawing (affine, no flip: letters, symbols) or none.
@@ -46,6 +48,7 @@ class TrainConfig(MethodConfig):
     backbone: str = "small"
     pretrained: bool = False
     weights: str | None = None
+    freeze_backbone: bool = False
     embedding_dim: int = 128
     image_size: int | None = None
     augment: Literal["photo", "drawing", "none"] = "photo"
@@ -91,3 +94,9 @@ class TrainConfig(MethodConfig):
                 raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
         if self.classes_per_batch * self.samples_per_class < 2:
             raise ValueError("a batch must have at least 2 images")
+        if self.freeze_backbone:
+            if not self.pretrained and self.weights is None:
+                raise ValueError(
+                    "freeze_backbone needs pretrained or weights: a backbone as it is drawn knows nothing"
+                )
+            self.augment = "none"

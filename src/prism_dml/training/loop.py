@@ -31,7 +31,7 @@ from prism_dml.training.progress import RunProgress
 from prism_dml.training.ranks import is_launched, join, kind_of_device, one_line_if_lost
 from prism_dml.training.repeatable import repeatable
 from prism_dml.training.result import finish, save_networks
-from prism_dml.training.sources import open_sources
+from prism_dml.training.sources import look_once, open_sources
 from prism_dml.training.stop import StopRequest
 from prism_dml.training.tally import Tally
 
@@ -107,6 +107,11 @@ def train(
     with RunProgress("decoding", len(table), shown=ranks.first) as show:
         clean_only = method_class.clean_only
         sources = open_sources(table, config, embedder.transform, clean_only, fabric.device, show.reach)
+    if config.freeze_backbone:
+        with RunProgress("embedding", len(table), shown=ranks.first) as show, fabric.autocast():
+            backbone = embedder.to(fabric.device).freeze().backbone
+            with repeatable(fabric.device):
+                sources = look_once(sources, backbone, config.max_unreadable, ranks, show.reach)
     samples = sources.train.table
     method = method_class(
         embedder, TrainingSet(torch.from_numpy(samples.labels), samples.num_classes), config
@@ -124,7 +129,8 @@ def train(
     settings |= {"data": _fingerprint(table.split("train")), "devices": ranks.share.of}
 
     def same_run(notes: dict[str, Any]) -> None:
-        changed = [key for key in settings if notes["settings"].get(key) != settings[key]]
+        then = asdict(TrainConfig()) | notes["settings"]  # an earlier version did not have all settings
+        changed = [key for key in settings if then.get(key) != settings[key]]
         # One process, or several, can go on with what the other began.
         if set(changed) - {"devices", "shard_bank"}:
             raise ValueError(f"{out} holds a run with other settings or data: {', '.join(changed)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -12,18 +14,35 @@ from prism_dml.training.ranks import ALONE, Ranks
 
 
 @torch.no_grad()
-def embed_all(network: nn.Module, images: ImageBatches, ranks: Ranks = ALONE) -> Tensor:
+def embed_all(
+    network: nn.Module,
+    images: ImageBatches,
+    ranks: Ranks = ALONE,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
     """What a network (images -> vectors) makes of every sample without augmentation.
 
-    (N, D) on the device; zeros for an unreadable image. ranks: processes that each embed a part; all of them get all.
+    Args:
+        network: to embed with; it stays in its mode.
+        images: N samples.
+        ranks: processes that each embed a part; all of them get all.
+        progress: called with (images done, N) after each batch.
+
+    Returns:
+        (N, D) on the device; zeros for an unreadable image.
     """
-    training = network.training
+    training, count, done = network.training, len(images.table), 0
     network.eval()
-    rows = [(batch.index, network(batch.images).float()) for batch in images.evaluate(share=ranks.share)]
+    rows = []
+    for batch in images.evaluate(share=ranks.share):
+        rows.append((batch.index, network(batch.images).float()))
+        done += ranks.share.of * len(batch.index)
+        if progress is not None:
+            progress(min(done, count), count)
     network.train(training)
     width = ranks.largest(rows[0][1].shape[1] if rows else 0)
     device = next(network.parameters()).device
-    embeddings = torch.zeros(len(images.table), width, device=device)  # (N, D)
+    embeddings = torch.zeros(count, width, device=device)  # (N, D)
     for index, vectors in rows:
         embeddings[index] = vectors
     return ranks.total(embeddings)

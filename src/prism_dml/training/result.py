@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import prism_dml
-from prism_dml.data import Embedded, embedding_rows
+from prism_dml.data import Embedded, VectorBatches, embedding_rows
 from prism_dml.files import replacing
 from prism_dml.methods.base import Method
 from prism_dml.models import load, save
@@ -77,6 +77,8 @@ def _hand_over(out: Path, sources: Sources, embeddings: Tensor, ranks: Ranks) ->
     seen = [(sources.train, embeddings)]
     if sources.validation is not None:  # the saved model is the best one, which may not be the last
         best = load(out / "model").to(embeddings.device)
+        if isinstance(sources.train, VectorBatches):
+            best.freeze()
         seen = [(images, embed_all(best, images, ranks)) for images in (sources.train, sources.validation)]
     if not ranks.first:
         return

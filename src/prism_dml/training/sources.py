@@ -6,11 +6,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from torch import nn
 
-from prism_dml.data import Augment, ImageBatches, ImageTable, StreamingBatches, open_images, storage_blocks
+from prism_dml.data import (
+    Augment,
+    ImageBatches,
+    ImageTable,
+    StreamingBatches,
+    VectorBatches,
+    open_images,
+    open_vectors,
+    storage_blocks,
+    vector_batches,
+)
 from prism_dml.data.table import IntArray
 from prism_dml.models import Preprocess
 from prism_dml.training.config import TrainConfig
+from prism_dml.training.measure import embed_all
+from prism_dml.training.ranks import ALONE, Ranks
 
 VALIDATION = ("validation", "valid", "val")
 """Names of a split for validation, as people write them."""
@@ -104,6 +117,9 @@ def open_sources(
         train.require_classes(2)
 
     def opened(part: ImageTable, show: Callable[[int, int], None] | None) -> ImageBatches:
+        known = open_vectors(part, config.max_unreadable, str(device)) if config.freeze_backbone else None
+        if known is not None:
+            return known
         return open_images(
             part,
             look.image_size,
@@ -119,3 +135,33 @@ def open_sources(
     learned = opened(train, progress)
     blocks = storage_blocks(train.images) if isinstance(learned, StreamingBatches) else None
     return Sources(learned, None if validation is None else opened(validation, None), blocks)
+
+
+def look_once(
+    sources: Sources,
+    backbone: nn.Module,
+    max_unreadable: float,
+    ranks: Ranks = ALONE,
+    progress: Callable[[int, int], None] | None = None,
+) -> Sources:
+    """What a frozen backbone makes of the images, in the place of the images. O(N F) memory.
+
+    Args:
+        sources: the images of a run, or vectors already.
+        backbone: images -> (B, F); batches go to its device.
+        max_unreadable: share in [0, 1] of unreadable images that is put up with.
+        ranks: processes that each embed a part.
+        progress: called with (images done, N) of each part.
+
+    Raises:
+        ValueError: more are unreadable.
+    """
+    device = next(backbone.parameters()).device
+
+    def seen(images: ImageBatches) -> ImageBatches:
+        if isinstance(images, VectorBatches):
+            return images
+        vectors = embed_all(backbone, images, ranks, progress).cpu()
+        return vector_batches(images.table, vectors, max_unreadable, device)
+
+    return Sources(seen(sources.train), None if sources.validation is None else seen(sources.validation))
