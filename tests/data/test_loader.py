@@ -11,7 +11,14 @@ from PIL import Image
 
 from prism_dml.data import loader as module
 from prism_dml.data.augment import Augment, AugmentKind
-from prism_dml.data.loader import Batch, CachedBatches, ImageBatches, StreamingBatches, open_images
+from prism_dml.data.loader import (
+    Batch,
+    CachedBatches,
+    ImageBatches,
+    StreamingBatches,
+    images_at_once,
+    open_images,
+)
 from prism_dml.data.sampling import PKSampler, Share
 from prism_dml.data.table import BytesImages, ImageTable
 
@@ -256,3 +263,20 @@ def test_errors(options: dict[str, object], message: str) -> None:
         open_images(make_table(0), 16, Augment("none"), cache="stream")
     with pytest.raises(ValueError, match="batch size"):
         list(make("memory", "none").evaluate(0))
+
+
+@pytest.mark.parametrize(
+    "size, device, expected", [(224, "cpu", 8), (64, "cpu", 32), (16, "cpu", 256), (224, "cuda", 256)]
+)
+def test_images_embedded_at_once_fit_into_a_cpus_cache(size, device, expected) -> None:
+    assert images_at_once(size, device) == expected
+
+
+@pytest.mark.parametrize("cache", ["memory", "stream"])
+def test_by_default_so_many_are_evaluated_at_once(cache) -> None:
+    batches = open_images(make_table(per_class=5), 224, Augment("none"), cache=cache)
+    sizes = [len(batch.index) for batch in batches.evaluate()]
+    assert sizes == [8, 8, 4]
+    assert [len(batch.index) for batch in batches.evaluate(15)] == [15, 5]
+    with pytest.raises(ValueError, match="batch size"):
+        list(batches.evaluate(0))

@@ -27,7 +27,7 @@ def audit(
     out: Path,
     split: str | None = None,
     suspects: int = 10_000,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     workers: int = 0,
     max_unreadable: float = 0.01,
     device: str = "auto",
@@ -48,7 +48,7 @@ def audit(
         out: Folder for the result.
         split: Only this split of the data; all of it if not given.
         suspects: So many suspects are on the page at most, the worst ones; the other files have all.
-        batch_size: Images at once.
+        batch_size: Images at once; null: 256 on a GPU, fewer on a CPU, whose cache they must fit into.
         workers: Processes that decode large images.
         max_unreadable: Share of the images, in [0, 1], that may be unreadable; they are named and left out.
         device: auto, cpu, cuda or cuda:N.

@@ -22,7 +22,7 @@ def embed(
     split: str | None = None,
     rows_per_part: int = 8192,
     devices: int = 1,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     workers: int = 0,
     max_unreadable: float = 0.01,
     device: str = "auto",
@@ -46,7 +46,7 @@ def embed(
         split: Only this split of the data; all of it if not given.
         rows_per_part: Images of each part of a folder.
         devices: Processes that make the parts of a folder, each on a GPU of its own if there are any.
-        batch_size: Images at once.
+        batch_size: Images at once; null: 256 on a GPU, fewer on a CPU, whose cache they must fit into.
         workers: Processes that decode large images.
         max_unreadable: Share of the images, in [0, 1], that may be unreadable; they are named and left out.
         device: auto, cpu, cuda or cuda:N.
@@ -128,7 +128,7 @@ def refuse_other_files(out: Path, is_ours: Callable[[Path], bool], what: str) ->
 def embed_table(
     model: Embedder,
     table: ImageTable,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     workers: int = 0,
     max_unreadable: float = 0.01,
     device: str = "auto",
@@ -138,7 +138,7 @@ def embed_table(
     Args:
         model: moved to the device and put into evaluation mode.
         table: N samples.
-        batch_size: images at once.
+        batch_size: images at once; None: see `images_at_once`.
         workers: processes that decode images which do not fit into memory.
         max_unreadable: share in [0, 1] of the images that may be unreadable.
         device: of torch; "auto" takes the first GPU if there is one.

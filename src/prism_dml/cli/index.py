@@ -15,7 +15,7 @@ def index(
     out: Path,
     kind: Literal["auto", "flat", "hnsw", "ivf-pq"] = "auto",
     split: str | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     workers: int = 0,
     max_unreadable: float = 0.01,
     device: str = "auto",
@@ -32,7 +32,7 @@ def index(
         kind: flat: exact, for up to 50,000 images; hnsw: nearly exact and quick, up to 2 million; ivf-pq:
             approximate, 64 bytes an image, for more; auto chooses by these sizes.
         split: Only this split of the data; all of it if not given.
-        batch_size: Images at once.
+        batch_size: Images at once; null: 256 on a GPU, fewer on a CPU, whose cache they must fit into.
         workers: Processes that decode large images.
         max_unreadable: Share of the images, in [0, 1], that may be unreadable; they are named and left out.
         device: auto, cpu, cuda or cuda:N.

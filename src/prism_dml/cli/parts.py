@@ -28,7 +28,7 @@ class Settings:
     out: Path
     split: str | None
     rows_per_part: int
-    batch_size: int
+    batch_size: int | None
     workers: int
     max_unreadable: float
     device: str
@@ -89,7 +89,7 @@ def _embed(
     import torch
 
     from prism_dml.cli.embed import choose_device
-    from prism_dml.data import Augment, StreamingBatches
+    from prism_dml.data import Augment, StreamingBatches, images_at_once
     from prism_dml.data.parts import part_of, rows_by_batch
 
     place = choose_device(settings.device)
@@ -105,7 +105,8 @@ def _embed(
         max_unreadable=1.0,  # the share is that of the whole job
         device=torch.device(place),
     )
-    batches = [rows for part in todo for rows in rows_by_batch(job, part, settings.batch_size)]
+    size = images_at_once(look.image_size, place) if settings.batch_size is None else settings.batch_size
+    batches = [rows for part in todo for rows in rows_by_batch(job, part, size)]
     waiting = list(todo)
     vectors: list[Tensor] = []
     rows: list[Tensor] = []

@@ -23,7 +23,7 @@ def search(
     matches: int = 5,
     sheet: Path | None = None,
     json: Path | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     max_unreadable: float = 0.0,
     device: str = "auto",
 ) -> None:
@@ -36,7 +36,7 @@ def search(
         matches: Images to find for each query; fewer if the index has fewer.
         sheet: PNG to draw: the first 50 queries and what was found, images read again from the indexed data.
         json: File to write the result to as JSON; - prints it instead of the table.
-        batch_size: Images at once.
+        batch_size: Images at once; null: 256 on a GPU, fewer on a CPU, whose cache they must fit into.
         max_unreadable: Share of the queries, in [0, 1], that may be unreadable; they are named and left out.
         device: auto, cpu, cuda or cuda:N.
 

@@ -27,6 +27,7 @@ from prism_dml.data.loader import (
     CacheKind,
     ImageBatches,
     StreamingBatches,
+    images_at_once,
     open_images,
 )
 from prism_dml.data.noise import NoiseKind, corrupt_labels, corrupt_table, pixel_features, small_cluster
@@ -81,6 +82,7 @@ __all__ = [
     "fits_in_memory",
     "holds_parts",
     "image_file",
+    "images_at_once",
     "letters_table",
     "load_images",
     "omniglot_table",

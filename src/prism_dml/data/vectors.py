@@ -42,9 +42,11 @@ class VectorBatches:
         for _, indices in TrainingOrder(sampler, start_step):
             yield self._batch(indices[list(share.places(len(indices)))])
 
-    def evaluate(self, batch_size: int = 256, share: Share = WHOLE) -> Iterator[Batch]:
+    def evaluate(self, batch_size: int | None = None, share: Share = WHOLE) -> Iterator[Batch]:
         """Every vector once, in the order of the table; whole batches are shared out."""
-        for indices in slices(len(self.table), batch_size)[share.rank :: share.of]:
+        for indices in slices(len(self.table), 1024 if batch_size is None else batch_size)[
+            share.rank :: share.of
+        ]:
             yield self._batch(indices)
 
     def _batch(self, indices: np.ndarray) -> Batch:
