@@ -111,6 +111,24 @@ def test_trusted_labels_count_whole_and_others_as_what_they_may_stand_for(
     assert looked.noise_rate_estimate == pytest.approx(0.4)
 
 
+def test_where_pairs_of_classes_are_told_each_label_is_learned_by_its_likelihood(
+    looked: Refract, labels: Tensor
+) -> None:
+    """None is believed as given, however probable; `kept` says what is, all the same."""
+    classes = (labels[:, None] + torch.arange(5)) % CLASSES
+    chances = torch.tensor([0.7, 0.1, 0.1, 0.05, 0.0]).repeat(COUNT, 1)
+    nowhere = torch.zeros(COUNT)
+    confusion = torch.full((CLASSES, CLASSES), 0.02)
+    confusion[1, 0] = 0.3
+    confusion[0, 0] = 0.5
+    looked._believe(Judged(classes, chances, classes[:, 0], chances[:, 0], nowhere, 0.2, confusion))
+    assert looked.trusted.all()
+    first = int((labels == 0).nonzero()[0])
+    expected = torch.tensor([0.7 * 0.5, 0.1 * 0.3, 0.1 * 0.02, 0.05 * 0.02, 0]).sqrt()
+    torch.testing.assert_close(looked.weights[first], expected / expected.sum())
+    assert not looked.anywhere.any()
+
+
 def test_a_judgement_names_the_given_class_and_the_most_probable_others(labels: Tensor) -> None:
     """The fifth sample looks half like its class and half like another, and was given a third."""
     images = images_of(TRUTH)

@@ -7,7 +7,7 @@ from prism_dml.selection import candidates as candidate_classes
 from prism_dml.selection import cross_fit
 from prism_dml.selection.candidates import DRAWN, find_candidates, weigh_candidates
 from prism_dml.selection.cross_fit import FOLDS, deal, judge_labels, vote_odds
-from prism_dml.selection.discriminant import ClassBalls, whiten
+from prism_dml.selection.discriminant import ClassBalls, leading, whiten
 from prism_dml.selection.label_model import LabelModel, Posterior
 
 
@@ -203,6 +203,59 @@ def test_few_classes_have_their_own_flips():
     alike.flips = None
     assert right[changed].mean() < alike(evidence).classes[changed, 0].mean() - 0.05
     assert right[(labels == 3) & ~changed].mean() > 0.8
+
+
+def test_confusion_tells_which_class_is_taken_for_which():
+    evidence, _, _ = separate(1, 3, rate=0.5)
+    model = LabelModel(5)
+    assert model.confusion(evidence) is None, "nothing is fitted"
+    model.fit(evidence)
+    found = model.confusion(evidence)
+    assert (found >= 0).all()
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(5))
+    off = found - torch.eye(5)
+    assert off.argmax() == 1 * 5 + 3
+    # The likelihood takes some of them for hard.
+    fitted = float(model.parameters[1].sigmoid() * model.flips.fill_diagonal_(-math.inf).softmax(dim=1)[1, 3])
+    assert fitted + 0.05 < off.max() < 0.55, "half of the class is given the other label"
+    clean, *_ = separate(1, 3, rate=0)
+    model.fit(clean)
+    assert model.confusion(clean).diagonal().min() > 0.95
+
+
+def test_many_classes_have_no_confusion_of_their_own():
+    rows, _, labels, *near = made_wrong(40, 20, 1.0, 0)
+    assert judge_labels(rows, labels, *near).confusion is None
+
+
+def test_few_samples_of_many_directions():
+    """Of 1,000 directions a few tell the classes: with all of them, each sample made its given class likely."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.arange(20).repeat(60)
+    rows = 0.25 * torch.randn(1200, 1000, generator=generator)
+    rows[:, :40] = 2 * torch.randn(20, 40, generator=generator)[truth] + torch.randn(
+        1200, 40, generator=generator
+    )
+    labels = torch.where(
+        torch.rand(1200, generator=generator) < 0.75, torch.randint(20, (1200,), generator=generator), truth
+    )
+    rows = torch.nn.functional.normalize(rows, dim=1)
+    near = (rows @ rows.T).fill_diagonal_(-math.inf).topk(64, dim=1)
+    rate = float((labels != truth).float().mean())
+    found = judge_labels(rows, labels, near.values, near.indices)
+    assert found.noise_rate == pytest.approx(rate, abs=0.03)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cross_fit, "_FEW_DIRECTIONS", 1000)
+        assert judge_labels(rows, labels, near.values, near.indices).noise_rate < rate - 0.05
+
+
+def test_leading_directions_are_those_of_principal_components():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(50, 6, generator=generator) * torch.tensor([1.0, 5, 2, 4, 0.1, 3])
+    assert leading(rows, 6) is rows
+    _, _, components = torch.pca_lowrank(rows, q=6, niter=10)
+    expected = (rows - rows.mean(dim=0)) @ components[:, :3]
+    torch.testing.assert_close(leading(rows, 3).flip(1).abs(), expected.abs(), atol=1e-3, rtol=1e-3)
 
 
 def test_many_classes_have_not():

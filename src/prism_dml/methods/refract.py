@@ -52,6 +52,7 @@ class Judged(NamedTuple):
         probability: (N,) of that class.
         nowhere: (N,) probability of no class.
         rate: share of wrong labels, in [0, 1].
+        confusion: (C, C) how often each class is given each label; None: labels are wrong as any other alike.
     """
 
     classes: Tensor
@@ -60,6 +61,7 @@ class Judged(NamedTuple):
     probability: Tensor
     nowhere: Tensor
     rate: float
+    confusion: Tensor | None = None
 
     @property
     def clean(self) -> Tensor:
@@ -159,9 +161,12 @@ class Refract(Method):
         self.trusted.copy_(judged.clean >= BELIEVED)
         self.targets.copy_(judged.classes)
         weights, anywhere = _weigh(judged, len(self.class_weights))
-        _, certain = _certain(judged.classes[:, 0])
-        self.weights.copy_(torch.where(self.trusted[:, None], certain, weights))
-        self.anywhere.copy_(torch.where(self.trusted, 0, anywhere))
+        if judged.confusion is None:
+            _, certain = _certain(judged.classes[:, 0])
+            weights = torch.where(self.trusted[:, None], certain, weights)
+            anywhere = torch.where(self.trusted, 0, anywhere)
+        self.weights.copy_(weights)
+        self.anywhere.copy_(anywhere)
         self.rate.fill_(judged.rate)
 
     def _even_out(self, embeddings: Tensor, labels: Tensor) -> None:
@@ -222,11 +227,14 @@ def _weigh(judged: Judged, num_classes: int) -> tuple[Tensor, Tensor]:
     which most are wrong taught too little with it; but a sample that is of none of those listed counts as of no class.
     """
     rate = min(max(judged.rate, _LEAST_RATE), 1 - _LEAST_RATE)
-    seen = torch.full_like(judged.chances[0], rate / max(num_classes - 1, 1))
-    seen[0] = 1 - rate
+    elsewhere = rate / max(num_classes - 1, 1)
+    seen = torch.full_like(judged.chances, elsewhere)
+    seen[:, 0] = 1 - rate
+    if judged.confusion is not None:
+        seen = judged.confusion[judged.classes, judged.classes[:, :1]].clamp(min=_LEAST_RATE)
     weights = judged.chances**EVIDENCE * seen ** (1 - EVIDENCE)
     lost = judged.chances.sum(dim=1) + judged.nowhere < _LEAST_LISTED
-    anywhere = (judged.nowhere.masked_fill(lost, 1.0) / num_classes) ** EVIDENCE * seen[1] ** (1 - EVIDENCE)
+    anywhere = (judged.nowhere.masked_fill(lost, 1.0) / num_classes) ** EVIDENCE * elsewhere ** (1 - EVIDENCE)
     whole = weights.sum(dim=1) + num_classes * anywhere
     return weights / whole[:, None], anywhere / whole
 
@@ -251,7 +259,11 @@ def _judge(embeddings: Tensor, labels: Tensor, exact_up_to: int | None = None) -
     suggested[found] = present[judgement.suggested]
     probability[found] = judgement.suggested_probability.to(probability)
     nowhere[found] = judgement.nowhere.to(nowhere)
-    return Judged(classes, chances, suggested, probability, nowhere, judgement.noise_rate)
+    confusion = None
+    if judgement.confusion is not None:  # classes of which nothing is there are given the right label
+        confusion = torch.eye(int(labels.max()) + 1, device=labels.device)
+        confusion[present[:, None], present] = judgement.confusion
+    return Judged(classes, chances, suggested, probability, nowhere, judgement.noise_rate, confusion)
 
 
 def _certain(labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from prism_dml.selection.candidates import (
     find_candidates,
     weigh_candidates,
 )
-from prism_dml.selection.discriminant import ClassBalls, whiten
+from prism_dml.selection.discriminant import ClassBalls, leading, whiten
 from prism_dml.selection.label_model import LabelModel, Posterior
 from prism_dml.selection.noise_rate import implausibility
 from prism_dml.selection.open_set import of_a_class
@@ -31,6 +31,10 @@ _NEAR = 1 / 8  # of the data: the neighbours whose agreement says how far a samp
 _LEAST_NEIGHBOURS = 3  # and at least
 _MOST_VOTE_ODDS = 100.0  # where all right labels are voted for, any would do
 _HALVINGS = 20  # of the interval that these odds are in
+_FEW_DIRECTIONS, _PER_DIRECTION = (
+    128,
+    20,
+)  # of embeddings that are judged; samples for each, of more directions
 _BELIEVED = 0.5  # probability from which on a label is taken to be right
 _RARELY = 1 / 20  # of the wins that its members would have elsewhere: a class that hardly ever wins
 
@@ -49,6 +53,7 @@ class LabelJudgement:
         chances: (N, M) probability of each; what is missing to 1 is that of all others, and of none.
         nowhere: (N,) probability of no class,
         other_kind: (N,) and of that, of a kind that is none, see `of_a_class`.
+        confusion: (C, C) see `LabelModel.confusion`; None where wrong labels are taken to be any alike.
     """
 
     suggested: Tensor
@@ -60,6 +65,7 @@ class LabelJudgement:
     chances: Tensor
     nowhere: Tensor
     other_kind: Tensor
+    confusion: Tensor | None
 
     @property
     def clean_probability(self) -> Tensor:
@@ -90,7 +96,10 @@ def judge_labels(
     # have the same agreement, so it is asked of the nearest ones then.
     few = max(_LEAST_NEIGHBOURS, int(_NEAR * len(labels)))
     agreement = (labels[neighbours[:, :few]] == labels[:, None]).float().mean(dim=1)
-    whitened = whiten(embeddings, labels, agreement)
+    # Each sample widens the spread in its own direction, which brings it nearer to the class that it was given, the
+    # more, the fewer samples there are for a direction.
+    most = max(_FEW_DIRECTIONS, len(labels) // _PER_DIRECTION)
+    whitened = whiten(leading(embeddings, most), labels, agreement)
     candidates = find_candidates(labels, similarities, neighbours)
     model = _first_model(candidates, whitened, labels)
     folds = deal(labels)
@@ -231,4 +240,5 @@ def _judgement(
         chances=torch.cat([clean[:, None], others], dim=1),
         nowhere=nowhere + other_kind,
         other_kind=other_kind,
+        confusion=model.confusion(evidence),
     )

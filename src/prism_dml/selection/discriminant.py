@@ -96,6 +96,20 @@ def matrix_power(covariance: Tensor, exponent: float) -> Tensor:
     return raised.float()
 
 
+def leading(embeddings: Tensor, most: int) -> Tensor:
+    """Embeddings (N, D) by their `most` directions of the largest variance, (N, most); as they are if D is no more.
+
+    O(N D^2) time. Source: principal component analysis.
+    """
+    if embeddings.shape[1] <= most:
+        return embeddings
+    mean, variances = embeddings.mean(dim=0), embeddings.new_zeros(embeddings.shape[1], embeddings.shape[1])
+    for rows in torch.split(embeddings, _CHUNK):
+        variances += (rows - mean).T @ (rows - mean)
+    directions = torch.linalg.eigh(variances.double())[1][:, -most:].float()
+    return torch.cat([(rows - mean) @ directions for rows in torch.split(embeddings, _CHUNK)])
+
+
 def whiten(embeddings: Tensor, labels: Tensor, trust: Tensor) -> Tensor:
     """Embeddings without their mean, scaled so that the spread within classes is 1 in every direction.
 

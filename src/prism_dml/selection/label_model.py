@@ -130,6 +130,38 @@ class LabelModel:
         """Probability (n, M) of each candidate before the label is seen, were all of some class."""
         return self._joint(self.parameters, self.flips, evidence)[2]
 
+    @torch.no_grad()
+    def confusion(self, evidence: ClassEvidence) -> Tensor | None:
+        """How often class k is given label l, (C, C), float32; None where wrong labels are taken to be any alike.
+
+        Between two answers. The likelihood, by which the rate is found, takes a sample for hard where people took one
+        class for the other: too few wrong labels. Counting takes hard samples for wrong ones: too many. It counts a
+        sample as of the likeliest of the classes that are at least as probable for it as they are, on average, for the
+        samples under their label. Which class is taken for which is as counted, how often is the geometric mean.
+        Source: the confident joint, Northcutt et al., "Confident Learning", JAIR 2021, eq. 1 and 2; the mean is ours.
+        """
+        if self.flips is None:
+            return None
+        labels, prior = evidence.classes[:, 0], self.prior(evidence)
+        chances = prior.new_zeros(len(labels), self.num_classes).scatter_add_(1, evidence.classes, prior)
+        members = torch.bincount(labels, minlength=self.num_classes).clamp(min=1)
+        own = chances.gather(1, labels[:, None]).squeeze(1)
+        usual = (
+            chances.new_zeros(self.num_classes).index_add_(0, labels, own) / members
+        )  # of a class's members
+        eligible = chances >= usual
+        counted = eligible.any(dim=1)
+        likeliest = chances.masked_fill(~eligible, -1).argmax(dim=1)
+        joint = chances.new_zeros(self.num_classes**2)
+        joint.index_add_(0, (likeliest * self.num_classes + labels)[counted], torch.ones_like(own[counted]))
+        joint = joint.view(self.num_classes, -1)
+        joint = joint / joint.sum(dim=0).clamp(min=1) * members  # under each label as many as have it
+        right = torch.eye(self.num_classes).to(joint)
+        joint = torch.where(joint.sum(dim=1, keepdim=True) == 0, right, joint)  # never the likeliest
+        found = 1 - self(evidence).classes[:, 0].mean()
+        share = (found / (1 - joint.trace() / joint.sum()).clamp(min=1e-9)).clamp(max=1).sqrt()
+        return torch.lerp(right, joint / joint.sum(dim=1, keepdim=True), share).float()
+
     def rate_error(self, evidence: ClassEvidence) -> float:
         """Standard error of the mean probability of a wrong label: of the parameters, and of n draws."""
         evidence = self._fitted_to(evidence)
