@@ -8,7 +8,10 @@ import sys
 import time
 
 import pytest
+import timm
+import torch
 from filelock import FileLock
+from safetensors.torch import save_file
 
 from prism_dml.benchmark import shipped_protocols
 
@@ -66,6 +69,21 @@ def test_one_process_at_a_time_in_a_folder(prism, image_folder, tmp_path):
         f"prism: error: another process is at work in {out}: wait for it, or take another folder"
     ]
     assert not (out / "results.jsonl").exists()
+
+
+def test_runs_on_a_frozen_backbone_leave_nothing_but_results(image_folder, tmp_path):
+    """Two processes at once wait for the one that embeds the images."""
+    torch.manual_seed(123)
+    weights, protocol, out = tmp_path / "weights.safetensors", tmp_path / "p.yaml", tmp_path / "out"
+    save_file(timm.create_model("resnet10t").state_dict(), weights)
+    frozen = f"  backbone: resnet10t\n  weights: {weights}\n  freeze_backbone: true\n"
+    text = PROTOCOL.replace("recipe:\n", f"recipe:\n{frozen}").replace("image_size: 16", "image_size: 32")
+    protocol.write_text(text.replace("lr: 1e30", "lr: 1e-3"), encoding="utf-8")
+    process = start(protocol, "--out", out, "--workers", 2, "--data-root", image_folder.parent)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert [r["error"] for r in records(out / "results.jsonl")] == [None] * 5
+    assert not (out / "unfinished").exists()
 
 
 def test_a_grid_that_is_killed_goes_on_and_what_breaks_leaves_the_rest_alone(image_folder, tmp_path):

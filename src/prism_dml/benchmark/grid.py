@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from prism_dml.benchmark.frozen import VECTORS
 from prism_dml.benchmark.jobs import Choice, Job, Place, all_tuning_jobs, choose, grid_jobs, once, tuning_jobs
 from prism_dml.benchmark.plots import draw_plots
 from prism_dml.benchmark.pool import find_slots, run_jobs
@@ -119,6 +121,7 @@ class Comparison:
                     said = f"{counts['succeeded']} of {counts['runs']} runs are done"
                     raise BenchmarkStopped(stop.signal, said)
         self.write()
+        shutil.rmtree(self.out / WORK / VECTORS, ignore_errors=True)
         if (self.out / WORK).is_dir() and not any((self.out / WORK).iterdir()):
             (self.out / WORK).rmdir()
 

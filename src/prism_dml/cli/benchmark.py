@@ -24,8 +24,9 @@ def benchmark(
 
     The folder gets results.jsonl (a line for each run), table.md and plots/. Ctrl-C stops it, and the same command goes
     on where it was; runs that failed are tried again. Protocols that come with Prism: quick/grocery, quick/omniglot,
-    quick/cifar100_sub, quick/cifar10n_worse, longer/cifar10n_worse, pretrained/grocery, pretrained/cifar100_sub (2 CPU
-    cores); gpu/grocery, paper/cars, paper/cub, paper/sop, paper/cars98n, paper/food101n (a GPU).
+    quick/cifar100_sub, quick/cifar10n_worse, longer/cifar10n_worse, pretrained/grocery, pretrained/cifar100_sub,
+    frozen/grocery, frozen/omniglot, frozen/cifar100_sub, frozen/cifar10n_worse (2 CPU cores); gpu/grocery, paper/cars,
+    paper/cub, paper/sop, paper/cars98n, paper/food101n (a GPU).
 
     Args:
         protocol: YAML file, or name of a protocol that comes with Prism.

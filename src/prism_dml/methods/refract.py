@@ -85,7 +85,8 @@ class Refract(Method):
     believed. Of any other the loss is -log(w_0 + sum_k w_k p_k), where the network gives class k the probability p_k:
     the likelihood of the label, were it wrong as often as was found. w_k is how often the label would be seen in class
     k, times the root of the judge's evidence for it, for the given class and the most probable others; w_0 stands for
-    no class, as if for any. So the network settles, step by step, which of them the sample is. No noise rate, and no
+    no class, as if for any. So the network settles, step by step, which of them the sample is. Of few classes with
+    many samples each, all labels are learned so, by how often each class is given each label. No noise rate, and no
     memory of embeddings.
 
     The softmax narrows the classes of the training set more in some directions than in others; classes that are new
@@ -222,9 +223,10 @@ def _weigh(judged: Judged, num_classes: int) -> tuple[Tensor, Tensor]:
     """Weights w_k (N, 1 + OTHERS) of the listed classes, w_0 (N,) of any: sum_k w_k + C w_0 = 1.
 
     The probability q_k of a class is taken as proportional to e_k T_k: what the evidence says for it, and how often the
-    given label is seen in that class, 1 - r or r / (C - 1). The weight is e_k^EVIDENCE T_k, up to a constant. What is
-    of no class counts as one of the other classes, whichever. Classes that are not listed have no weight, as labels of
-    which most are wrong taught too little with it; but a sample that is of none of those listed counts as of no class.
+    given label is seen in that class, 1 - r or r / (C - 1), or what is known of the two classes. The weight is
+    e_k^EVIDENCE T_k, up to a constant. What is of no class counts as one of the other classes, whichever. Classes that
+    are not listed have no weight, as labels of which most are wrong taught too little with it; but a sample that is of
+    none of those listed counts as of no class.
     """
     rate = min(max(judged.rate, _LEAST_RATE), 1 - _LEAST_RATE)
     elsewhere = rate / max(num_classes - 1, 1)
