@@ -33,18 +33,21 @@ def embed_all(
     """
     training, count, done = network.training, len(images.table), 0
     network.eval()
-    rows = []
+    embeddings = None
     for batch in images.evaluate(share=ranks.share):
-        rows.append((batch.index, network(batch.images).float()))
+        vectors = network(batch.images).float()
+        if (
+            embeddings is None
+        ):  # not kept batch by batch: they would lie scattered among what layers leave behind
+            embeddings = vectors.new_zeros(count, vectors.shape[1])  # (N, D)
+        embeddings[batch.index] = vectors
         done += ranks.share.of * len(batch.index)
         if progress is not None:
             progress(min(done, count), count)
     network.train(training)
-    width = ranks.largest(rows[0][1].shape[1] if rows else 0)
-    device = next(network.parameters()).device
-    embeddings = torch.zeros(count, width, device=device)  # (N, D)
-    for index, vectors in rows:
-        embeddings[index] = vectors
+    width = ranks.largest(0 if embeddings is None else embeddings.shape[1])
+    if embeddings is None:
+        embeddings = torch.zeros(count, width, device=next(network.parameters()).device)
     return ranks.total(embeddings)
 
 
