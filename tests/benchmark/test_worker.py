@@ -80,7 +80,7 @@ def test_runs_share_what_a_frozen_backbone_sees(job_of, data_root, monkeypatch, 
     monkeypatch.setattr(frozen, "_look", counted)
     results = [run_job(job, tmp_path / str(i), data_root, "cpu") for i, job in enumerate([*jobs, tuned])]
     assert looks == [52] and results[2]["validation"]
-    monkeypatch.setattr(worker, "look_once", lambda table, *_: table)
+    monkeypatch.setattr(worker, "embedded_once", lambda table, *_: table)
     monkeypatch.setattr(worker, "open_vectors", lambda *_: None)
     with pytest.raises(AssertionError):  # of the test images they must be known
         run_job(jobs[0], tmp_path / "anew", data_root, "cpu")

@@ -21,7 +21,7 @@ VECTORS = "vectors"
 """The folder they are in."""
 
 
-def look_once(
+def embedded_once(
     table: ImageTable, data: Path, config: TrainConfig, accelerator: str, folder: Path
 ) -> ImageTable:
     """The same table, whose images know what the run's frozen backbone makes of them.

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from prism_dml.benchmark.fields import from_yaml
-from prism_dml.benchmark.frozen import VECTORS, look_once
+from prism_dml.benchmark.frozen import VECTORS, embedded_once
 from prism_dml.benchmark.jobs import Job
 from prism_dml.benchmark.machine import device_name, versions
 from prism_dml.benchmark.protocol import KNOWN, RAW_PIXELS
@@ -116,7 +116,9 @@ def run_job(job: Job, folder: Path, data_root: Path, accelerator: str) -> dict[s
         settings["weights"] = str(resolve(settings["weights"], data_root))
     config: TrainConfig = from_yaml(TrainConfig, settings, "settings")
     if config.freeze_backbone:
-        table = look_once(table, resolve(job.path, data_root), config, accelerator, folder.parent / VECTORS)
+        table = embedded_once(
+            table, resolve(job.path, data_root), config, accelerator, folder.parent / VECTORS
+        )
     run = folder / "run"
     if (run / "run.json").is_file():  # trained, but not evaluated
         result = json.loads((run / "run.json").read_text(encoding="utf-8"))["result"]
@@ -141,7 +143,7 @@ def _test_images(
     if config.freeze_backbone:
         model.freeze()
         where = resolve(job.test or job.path, data_root)
-        table = look_once(table, where, config, accelerator, folder.parent / VECTORS)
+        table = embedded_once(table, where, config, accelerator, folder.parent / VECTORS)
         known = open_vectors(table, config.max_unreadable, accelerator)
         assert known is not None
         return known

@@ -142,21 +142,21 @@ class LabelModel:
         """
         if self.flips is None:
             return None
-        labels, prior = evidence.classes[:, 0], self.prior(evidence)
-        chances = prior.new_zeros(len(labels), self.num_classes).scatter_add_(1, evidence.classes, prior)
-        members = torch.bincount(labels, minlength=self.num_classes).clamp(min=1)
+        labels, prior, count = evidence.classes[:, 0], self.prior(evidence), self.num_classes
+        places = torch.arange(len(labels), device=prior.device)[:, None] * count + evidence.classes
+        chances = prior.new_zeros(len(labels) * count).index_add_(0, places.flatten(), prior.flatten())
+        chances = chances.view(-1, count)  # (n, C)
+        members = torch.bincount(labels, minlength=count).clamp(min=1)
         own = chances.gather(1, labels[:, None]).squeeze(1)
-        usual = (
-            chances.new_zeros(self.num_classes).index_add_(0, labels, own) / members
-        )  # of a class's members
+        usual = chances.new_zeros(count).index_add_(0, labels, own) / members
         eligible = chances >= usual
         counted = eligible.any(dim=1)
         likeliest = chances.masked_fill(~eligible, -1).argmax(dim=1)
-        joint = chances.new_zeros(self.num_classes**2)
-        joint.index_add_(0, (likeliest * self.num_classes + labels)[counted], torch.ones_like(own[counted]))
-        joint = joint.view(self.num_classes, -1)
+        joint = chances.new_zeros(count * count)
+        joint.index_add_(0, (likeliest * count + labels)[counted], torch.ones_like(own[counted]))
+        joint = joint.view(count, count)
         joint = joint / joint.sum(dim=0).clamp(min=1) * members  # under each label as many as have it
-        right = torch.eye(self.num_classes).to(joint)
+        right = torch.eye(count).to(joint)
         joint = torch.where(joint.sum(dim=1, keepdim=True) == 0, right, joint)  # never the likeliest
         found = 1 - self(evidence).classes[:, 0].mean()
         share = (found / (1 - joint.trace() / joint.sum()).clamp(min=1e-9)).clamp(max=1).sqrt()

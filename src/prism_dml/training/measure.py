@@ -36,9 +36,8 @@ def embed_all(
     embeddings = None
     for batch in images.evaluate(share=ranks.share):
         vectors = network(batch.images).float()
-        if (
-            embeddings is None
-        ):  # not kept batch by batch: they would lie scattered among what layers leave behind
+        # Not kept batch by batch: they would lie scattered among what the layers leave behind.
+        if embeddings is None:
             embeddings = vectors.new_zeros(count, vectors.shape[1])  # (N, D)
         embeddings[batch.index] = vectors
         done += ranks.share.of * len(batch.index)
