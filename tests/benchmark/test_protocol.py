@@ -17,7 +17,7 @@ def runs(protocol):
 @pytest.mark.parametrize("name", shipped_protocols())
 def test_every_shipped_protocol_loads(name):
     protocol = load_protocol(name)
-    assert len(protocol.rows) == {"longer": 10, "pretrained": 12}.get(name.split("/")[0], 31)
+    assert len(protocol.rows) == {"longer": 10, "pretrained": 12, "frozen": 21}.get(name.split("/")[0], 31)
     assert runs(protocol)
     if name.startswith("quick/"):
         assert len(protocol.tuning.candidates("mcl")) == len(protocol.tuning.candidates("soft-triple"))
@@ -29,8 +29,10 @@ def test_every_shipped_protocol_loads(name):
 def test_the_protocols_of_the_paper_for_two_cores_and_for_a_gpu_are_there():
     paper = [f"paper/{name}" for name in ("cars", "cars98n", "cub", "food101n", "sop")]
     quick = [f"quick/{name}" for name in ("cifar100_sub", "cifar10n_worse", "grocery", "omniglot")]
+    frozen = [f"frozen/{name}" for name in ("cifar100_sub", "cifar10n_worse", "grocery", "omniglot")]
     pretrained = [f"pretrained/{name}" for name in ("cifar100_sub", "grocery")]
-    assert shipped_protocols() == ["gpu/grocery", "longer/cifar10n_worse", *paper, *pretrained, *quick]
+    known = [*frozen, "gpu/grocery", "longer/cifar10n_worse", *paper, *pretrained, *quick]
+    assert shipped_protocols() == known
 
 
 def set_at(fields, path, value):
