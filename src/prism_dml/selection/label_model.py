@@ -160,7 +160,7 @@ class LabelModel:
         joint = torch.where(joint.sum(dim=1, keepdim=True) == 0, right, joint)  # never the likeliest
         found = 1 - self(evidence).classes[:, 0].mean()
         share = (found / (1 - joint.trace() / joint.sum()).clamp(min=1e-9)).clamp(max=1).sqrt()
-        return torch.lerp(right, joint / joint.sum(dim=1, keepdim=True), share).float()
+        return (right + share * (joint / joint.sum(dim=1, keepdim=True) - right)).float()
 
     def rate_error(self, evidence: ClassEvidence) -> float:
         """Standard error of the mean probability of a wrong label: of the parameters, and of n draws."""
