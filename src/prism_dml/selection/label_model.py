@@ -159,7 +159,7 @@ class LabelModel:
         right = torch.eye(count).to(joint)
         joint = torch.where(joint.sum(dim=1, keepdim=True) == 0, right, joint)  # never the likeliest
         found = 1 - self(evidence).classes[:, 0].mean()
-        share = (found / (1 - joint.trace() / joint.sum()).clamp(min=1e-9)).clamp(max=1).sqrt()
+        share = (found / (1 - joint.trace() / joint.sum()).clamp(min=1e-9)).clamp(0, 1).sqrt()
         return (right + share * (joint / joint.sum(dim=1, keepdim=True) - right)).float()
 
     def rate_error(self, evidence: ClassEvidence) -> float:
