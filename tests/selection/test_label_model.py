@@ -2,10 +2,12 @@ import math
 
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from prism_dml.selection import candidates as candidate_classes
 from prism_dml.selection import cross_fit
 from prism_dml.selection.candidates import DRAWN, find_candidates, weigh_candidates
+from prism_dml.selection.confident_joint import confident_joint
 from prism_dml.selection.cross_fit import FOLDS, deal, judge_labels, vote_odds
 from prism_dml.selection.discriminant import ClassBalls, leading, whiten
 from prism_dml.selection.label_model import LabelModel, Posterior
@@ -208,8 +210,9 @@ def test_few_classes_have_their_own_flips():
 def test_confusion_tells_which_class_is_taken_for_which():
     evidence, _, _ = separate(1, 3, rate=0.5)
     model = LabelModel(5)
-    assert model.confusion(evidence) is None, "nothing is fitted"
+    assert model.confusion(evidence) is None, "nothing is counted"
     model.fit(evidence)
+    model.count_pairs(evidence)
     found = model.confusion(evidence)
     assert (found >= 0).all()
     torch.testing.assert_close(found.sum(dim=1), torch.ones(5))
@@ -222,7 +225,44 @@ def test_confusion_tells_which_class_is_taken_for_which():
     assert fitted + 0.05 < off.max() < 0.55, "half of the class is given the other label"
     clean, *_ = separate(1, 3, rate=0)
     model.fit(clean)
+    assert model.confusion(clean) is None, "what was counted is of other labels"
+    model.count_pairs(clean)
     assert model.confusion(clean).diagonal().min() > 0.95
+
+
+def test_counted_pairs_name_the_wrong_labels_and_leave_their_share():
+    """By one rate for all classes, the others' hard samples are suspected beside the one class's wrong labels."""
+    evidence, _, changed = separate(1, 3, rate=0.5)
+    model = LabelModel(5)
+    model.fit(evidence)
+    fitted = model(evidence).classes[:, 0]
+    model.count_pairs(evidence)
+    counted = model(evidence).classes[:, 0]
+    assert counted.mean() == pytest.approx(float(fitted.mean()), abs=1e-4)
+    assert roc_auc_score(~changed, counted) > roc_auc_score(~changed, fitted) + 0.01
+    assert ((counted >= 0) & (counted <= 1)).all()
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.2, 0.6])
+def test_counting_leaves_the_share_of_labels_that_are_any_alike(rate: float):
+    rows, _, labels, *near = made_wrong(5, 400, rate, 0)
+    candidates = find_candidates(labels, *near)
+    everyone, every = torch.ones(len(labels)), torch.arange(len(labels))
+    evidence = weigh_candidates(candidates, whiten(rows, labels, everyone), labels, everyone, every)
+    model = LabelModel(5)
+    model.fit(evidence)
+    fitted = 1 - model(evidence).classes[:, 0].mean()
+    model.count_pairs(evidence)
+    assert 1 - model(evidence).classes[:, 0].mean() == pytest.approx(float(fitted), abs=2e-3)
+
+
+def test_the_confident_joint_is_counted_as_by_hand():
+    """Under their own labels the classes have 0.6, 0.5 and 0.4 on average."""
+    prior = torch.tensor([[0.8, 0.2, 0], [0.4, 0.6, 0], [0.4, 0.3, 0.3], [0.6, 0.4, 0], [0.4, 0.6, 0]])
+    candidates = torch.tensor([[0, 1, 2], [0, 1, 2], [1, 0, 2], [1, 0, 0], [2, 0, 1]])
+    # The second is of class 1, the third of none that is as probable as usual, the fifth of class 0; none is of class 2.
+    expected = torch.tensor([[1.0, 0, 1.0], [1.0, 2.0, 0], [0, 0, 1.0]], dtype=torch.float64)
+    torch.testing.assert_close(confident_joint(prior, candidates, 3), expected)
 
 
 def test_many_classes_have_no_confusion_of_their_own():

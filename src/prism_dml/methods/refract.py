@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 from prism_dml.methods.base import EmbedAll, Method, StepResult, TrainingSet
 from prism_dml.methods.classifier import CosineClassifier
 from prism_dml.methods.config import MethodConfig
+from prism_dml.methods.second_opinion import given_the_label, pool
 from prism_dml.models.embedder import Embedder
 from prism_dml.retrieval import neighbour_graph
 from prism_dml.selection import Selection
@@ -38,6 +39,7 @@ EVENED = 0.25
 NEIGHBOURS, EXACT_UP_TO = 64, 5_000
 """Nearest neighbours that help to name the class of a sample; on a CPU, of more samples nearly the nearest."""
 
+_LOGITS = 1 << 24  # looked at together
 _LEAST_LISTED = 1e-3  # of the probability: below it a sample is taken to be of none of the listed classes
 _LEAST_RATE = 1e-3  # so far the rate is kept from 0 and 1, that it alone makes no weight 0
 
@@ -187,18 +189,38 @@ class Refract(Method):
         likelihood = self.anywhere[index] + (self.weights[index] * chances).sum(dim=1)
         return StepResult(-likelihood.log().mean(), self.trusted[index])
 
+    @torch.no_grad()
     def judge(self, embeddings: Tensor, labels: Tensor, index: Tensor) -> tuple[Selection, float]:
-        """Judge the whole training set as the looks do; see `Method.judge`."""
+        """Judge the whole training set as the looks do, and as the network sees it, alike; see `Method.judge`.
+
+        Each errs where the other may not: the judge looks at a sample by others that it was trained beside, the network
+        by its own label, too. A look hears the judge only, or the network would confirm itself.
+        """
         judged = _judge(embeddings, labels)
-        other = torch.where(judged.suggested == labels, 1 - judged.clean, judged.probability)
+        known = (embeddings != 0).any(dim=1)
+        chances = pool(judged.chances, self._sees(embeddings, judged))
+        chances = torch.where(known[:, None], chances, judged.chances)
+        clean, (probability, place) = chances[:, 0], chances.max(dim=1)
+        suggested = judged.classes.gather(1, place[:, None]).squeeze(1)
         selection = Selection(
-            keep=judged.clean >= BELIEVED,
-            clean_probability=judged.clean,
-            threshold=judged.clean.new_tensor(BELIEVED),
-            suggested_label=judged.suggested,
-            margin=judged.clean - other,
+            keep=clean >= BELIEVED,
+            clean_probability=clean,
+            threshold=clean.new_tensor(BELIEVED),
+            suggested_label=suggested,
+            margin=clean - torch.where(suggested == labels, 1 - clean, probability),
         )
-        return selection, judged.rate
+        return selection, float(1 - clean[known].mean()) if known.any() else 0.0
+
+    def _sees(self, embeddings: Tensor, judged: Judged) -> Tensor:
+        """Probability (N, 1 + OTHERS) of each listed class by the network, of embeddings as `networks` gives them."""
+        back, weights = torch.linalg.inv(self.scaling), normalize(self.class_weights.to(embeddings), dim=1)
+        rate = min(max(judged.rate, _LEAST_RATE), 1 - _LEAST_RATE)
+        seen = []
+        for part in torch.split(torch.arange(len(embeddings)), max(1, _LOGITS // len(weights))):
+            cosines = normalize(embeddings[part] @ back, dim=1) @ weights.T
+            logits = cosines / WarmClassifier.TEMPERATURE
+            seen.append(given_the_label(logits, judged.classes[part], rate, judged.confusion))
+        return torch.cat(seen)
 
     @property
     def noise_rate_estimate(self) -> float:

@@ -117,6 +117,7 @@ def judge_labels(
     )
     model.fit(evidence)
     model.raise_rate(evidence, least_rate(whitened, labels, model(evidence).classes[:, 0].float()))
+    model.count_pairs(evidence)
     return _judgement(model, evidence, candidates, labels)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from prism_dml.selection.candidates import DRAWN, ClassEvidence
+from prism_dml.selection.confident_joint import confident_joint
 
 # Of the parameters b (before softplus) and r, below: the middle of a Gaussian prior, and one over its variance. b is
 # held to a slope of about 1, as where densities are right: of few samples that are all about equally clear, "all are
@@ -23,6 +24,7 @@ _FLIP_STRENGTH = (
 _PER_FLIP = (
     50  # samples for each pair of classes, from which on the pairs' own shares of wrong labels are fitted
 )
+_LEAST_MISSED = 1e-6  # of the labels of a class, so that there is an interval
 _HALVINGS = 30  # of the interval that the rate is in
 FAR = -4.0
 """Affinity (interquartile ranges from the median) at which a sample is as likely of no class as of one; Tukey's far
@@ -64,7 +66,8 @@ class LabelModel:
     Class k has the probability p_k ~ exp(b density_k); samples far from everything are of no class. The label is the
     true class k with probability 1 - r, else another class l with a probability f_kl: any alike, or, where there are
     few classes and many samples, more often those that it is mistaken for. b, r and f are those that make the given
-    labels most likely. As the labels are known, that needs no truth.
+    labels most likely. As the labels are known, that needs no truth. Which pairs of classes are mistaken for each other
+    is then better counted (`count_pairs`).
 
     Where the evidence is weak, hard samples and wrong labels explain the same data; the likelihood then takes most for
     hard, and a rate known to be exceeded decides (`raise_rate`).
@@ -79,6 +82,8 @@ class LabelModel:
         self.flips: Tensor | None = (
             None  # (C, C) logarithms of f_kl, up to a constant for each k; None: all alike
         )
+        self._joint_counts: Tensor | None = None  # (C, C) see `confident_joint`
+        self._pairs: Tensor | None = None  # (C, C) how often class k is given label l; None: as fitted
 
     def fit(self, evidence: ClassEvidence) -> float:
         """Fit the parameters to n samples; returns the mean loss (negative log-likelihood of their labels)."""
@@ -99,6 +104,7 @@ class LabelModel:
 
         with torch.enable_grad():
             optimizer.step(closure)  # type: ignore[no-untyped-call]
+        self._joint_counts = self._pairs = None
         self.parameters = parameters.detach()
         self.flips = free[1].detach() if enough else None
         return float(self._loss(self.parameters, self.flips, evidence))
@@ -121,46 +127,55 @@ class LabelModel:
                 high = self.parameters[1].clone()
 
     @torch.no_grad()
+    def count_pairs(self, evidence: ClassEvidence) -> None:
+        """Where pairs of classes were fitted, take from counting instead which class is mistaken for which.
+
+        As many labels as before are wrong in all; of that the likelihood knows more, see `confusion`. So not every
+        class is wrong as often, and mistakes that the likelihood takes for hard samples come to light.
+        """
+        if self.flips is None:
+            return
+        evidence = self._fitted_to(evidence)
+        wrong = 1 - self(evidence).classes[:, 0].mean()
+        prior, outside = self._prior(self.parameters, evidence)
+        self._joint_counts = confident_joint(prior, evidence.classes, self.num_classes)
+        right, counted = _right_and_counted(self._joint_counts)
+        known, label = self._explain(prior, outside, _seen(right, evidence))
+        doubted, label_doubted = self._explain(prior, outside, _seen(counted, evidence))
+        low, high = 0.0, 1 / max(float(1 - counted.diagonal().min()), _LEAST_MISSED)
+        for _ in range(_HALVINGS):
+            share = (low + high) / 2  # of the mistakes that were counted; both are linear in it
+            given = known[:, 0].lerp(doubted[:, 0], share) / label.lerp(label_doubted, share)
+            if 1 - given.mean() < wrong:
+                low = share
+            else:
+                high = share
+        self._pairs = right.lerp(counted, low)
+
+    @torch.no_grad()
     def __call__(self, evidence: ClassEvidence) -> Posterior:
         """Beliefs about n samples."""
-        return self._posterior(self.parameters, evidence)
+        return self._posterior(self.parameters, evidence, self._pairs)
 
     @torch.no_grad()
     def prior(self, evidence: ClassEvidence) -> Tensor:
         """Probability (n, M) of each candidate before the label is seen, were all of some class."""
-        return self._joint(self.parameters, self.flips, evidence)[2]
+        return self._prior(self.parameters, evidence)[0]
 
     @torch.no_grad()
     def confusion(self, evidence: ClassEvidence) -> Tensor | None:
         """How often class k is given label l, (C, C), float32; None where wrong labels are taken to be any alike.
 
         Between two answers. The likelihood, by which the rate is found, takes a sample for hard where people took one
-        class for the other: too few wrong labels. Counting takes hard samples for wrong ones: too many. It counts a
-        sample as of the likeliest of the classes that are at least as probable for it as they are, on average, for the
-        samples under their label. Which class is taken for which is as counted, how often is the geometric mean.
-        Source: the confident joint, Northcutt et al., "Confident Learning", JAIR 2021, eq. 1 and 2; the mean is ours.
+        class for the other: too few wrong labels. Counting takes hard samples for wrong ones: too many. Which class is
+        taken for which is as counted, how often is the geometric mean.
         """
-        if self.flips is None:
+        if self._joint_counts is None:
             return None
-        labels, prior, count = evidence.classes[:, 0], self.prior(evidence), self.num_classes
-        places = torch.arange(len(labels), device=prior.device)[:, None] * count + evidence.classes
-        chances = prior.new_zeros(len(labels) * count).index_add_(0, places.flatten(), prior.flatten())
-        chances = chances.view(-1, count)  # (n, C)
-        members = torch.bincount(labels, minlength=count).clamp(min=1)
-        own = chances.gather(1, labels[:, None]).squeeze(1)
-        usual = chances.new_zeros(count).index_add_(0, labels, own) / members
-        eligible = chances >= usual
-        counted = eligible.any(dim=1)
-        likeliest = chances.masked_fill(~eligible, -1).argmax(dim=1)
-        joint = chances.new_zeros(count * count)
-        joint.index_add_(0, (likeliest * count + labels)[counted], torch.ones_like(own[counted]))
-        joint = joint.view(count, count)
-        joint = joint / joint.sum(dim=0).clamp(min=1) * members  # under each label as many as have it
-        right = torch.eye(count).to(joint)
-        joint = torch.where(joint.sum(dim=1, keepdim=True) == 0, right, joint)  # never the likeliest
+        right, counted = _right_and_counted(self._joint_counts)
         found = 1 - self(evidence).classes[:, 0].mean()
-        share = (found / (1 - joint.trace() / joint.sum()).clamp(min=1e-9)).clamp(0, 1).sqrt()
-        return (right + share * (joint / joint.sum(dim=1, keepdim=True) - right)).float()
+        missed = 1 - self._joint_counts.trace() / self._joint_counts.sum()
+        return right.lerp(counted, float((found / missed.clamp(min=1e-9)).clamp(0, 1).sqrt())).float()
 
     def rate_error(self, evidence: ClassEvidence) -> float:
         """Standard error of the mean probability of a wrong label: of the parameters, and of n draws."""
@@ -182,38 +197,54 @@ class LabelModel:
 
     def _loss(self, parameters: Tensor, flips: Tensor | None, evidence: ClassEvidence) -> Tensor:
         prior, strength = (torch.tensor(pair, dtype=parameters.dtype) for pair in (_PRIOR, _STRENGTH))
-        _, label, _ = self._joint(parameters, flips, evidence)
+        prior_of_class, outside = self._prior(parameters, evidence)
+        _, label = self._explain(prior_of_class, outside, self._flipped(parameters, flips, evidence))
         strength[0] *= min(max(len(label) / _FIRMER_FROM, 1.0), _FIRMEST)
         penalty = (strength * (parameters - prior) ** 2).sum() / 2
         if flips is not None:
             penalty = penalty + _FLIP_STRENGTH / 2 * (flips**2).sum()
         return penalty / len(label) - label.log().mean()
 
-    def _posterior(self, parameters: Tensor, evidence: ClassEvidence) -> Posterior:
-        classes, label, prior = self._joint(parameters, self.flips, evidence)
+    def _posterior(
+        self, parameters: Tensor, evidence: ClassEvidence, pairs: Tensor | None = None
+    ) -> Posterior:
+        prior, outside = self._prior(parameters, evidence)
+        seen = self._flipped(parameters, self.flips, evidence) if pairs is None else _seen(pairs, evidence)
+        classes, label = self._explain(prior, outside, seen)
         return Posterior(classes / label[:, None], prior[:, 0] >= prior[:, :-DRAWN].amax(dim=1))
 
-    def _joint(
-        self, parameters: Tensor, flips: Tensor | None, evidence: ClassEvidence
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Probability of each candidate with the label (n, M), of the label (n,), and of each candidate (n, M)."""
-        slope, rate = parameters.to(evidence.density.device)
-        scores = (
-            softplus(slope) * evidence.density + evidence.stands_for.log()
-        )  # (n, M); -inf: no such column
+    def _prior(self, parameters: Tensor, evidence: ClassEvidence) -> tuple[Tensor, Tensor]:
+        """Probability of each candidate (n, M), were all of some class, and of no class (n,)."""
+        slope = softplus(parameters[0].to(evidence.density.device))
+        scores = slope * evidence.density + evidence.stands_for.log()  # (n, M); -inf: no such column
         # Nobody knows what a class without other members looks like: it is as probable as any.
         blank = scores[:, 1:].logsumexp(dim=1) - math.log(self.num_classes - 1)
         given = torch.where(evidence.known, scores[:, 0], blank)
         prior = torch.cat([given[:, None], scores[:, 1:]], dim=1).softmax(dim=1)
-        outside = (2 * (FAR - evidence.affinity)).sigmoid().clamp(max=_MOST_OUTSIDE) * evidence.known  # (n,)
-        wrong = rate.sigmoid()
+        return prior, (2 * (FAR - evidence.affinity)).sigmoid().clamp(max=_MOST_OUTSIDE) * evidence.known
+
+    def _explain(self, prior: Tensor, outside: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Probability of each candidate together with the given label (n, M), and of the label (n,)."""
+        classes = prior * seen * (1 - outside[:, None])
+        return classes, (classes.sum(dim=1) + outside / self.num_classes).clamp(min=1e-30)
+
+    def _flipped(self, parameters: Tensor, flips: Tensor | None, evidence: ClassEvidence) -> Tensor:
+        """How often each candidate class has the given label, (n, M), as fitted."""
+        wrong = parameters[1].to(evidence.density.device).sigmoid()
         if flips is None:
-            chance = (wrong / (self.num_classes - 1)).expand_as(prior)
+            chance = (wrong / (self.num_classes - 1)).expand(evidence.classes.shape)
         else:
-            itself = torch.eye(self.num_classes, dtype=torch.bool, device=prior.device)
-            flip = flips.to(prior).masked_fill(itself, -torch.inf).softmax(dim=1)
-            chance = wrong * flip[evidence.classes, evidence.classes[:, :1]]
-        chance = torch.cat([(1 - wrong).expand_as(prior[:, :1]), chance[:, 1:]], dim=1)
-        classes = prior * chance * (1 - outside[:, None])
-        label = classes.sum(dim=1) + outside / self.num_classes
-        return classes, label.clamp(min=1e-30), prior
+            itself = torch.eye(self.num_classes, dtype=torch.bool, device=wrong.device)
+            flip = flips.to(wrong).masked_fill(itself, -torch.inf).softmax(dim=1)
+            chance = wrong * _seen(flip, evidence)
+        return torch.cat([(1 - wrong).expand_as(chance[:, :1]), chance[:, 1:]], dim=1)
+
+
+def _seen(pairs: Tensor, evidence: ClassEvidence) -> Tensor:
+    """How often each candidate class has the given label, (n, M), by how often each has each, (C, C)."""
+    return pairs[evidence.classes, evidence.classes[:, :1]]
+
+
+def _right_and_counted(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """How often each class has each label, (C, C), if none is wrong, and as counted."""
+    return torch.eye(len(counts)).to(counts), counts / counts.sum(dim=1, keepdim=True)

@@ -1,0 +1,49 @@
+"""What a network itself makes of the labels that it learned from, beside what its embeddings say of them."""
+
+import torch
+from torch import Tensor
+
+_SURE = 1e-7  # so near to 0 and 1 an opinion is cut off
+
+
+def given_the_label(logits: Tensor, classes: Tensor, rate: float, confusion: Tensor | None = None) -> Tensor:
+    """Probability (n, M) of each listed class by a network, once the label of a sample is seen.
+
+    Args:
+        logits: (n, C) of the network.
+        classes: (n, M) class numbers, the given one first.
+        rate: share of wrong labels, which are any alike, in [0, 1].
+        confusion: (C, C) how often each class is given each label; then the rate does not count.
+
+    Source: Bayes' rule; see forward correction, Patrini et al., CVPR 2017.
+    """
+    chances, given = logits.softmax(dim=1), classes[:, :1]
+    listed = chances.gather(1, classes)
+    if confusion is not None:
+        label = (chances @ confusion.to(chances)).gather(1, given)
+        return listed * confusion.to(chances)[classes, given] / label.clamp(min=1e-30)
+    elsewhere = rate / max(logits.shape[1] - 1, 1)
+    seen = torch.full_like(listed, elsewhere)
+    seen[:, 0] = 1 - rate
+    label = elsewhere + (1 - rate - elsewhere) * listed[:, :1]
+    return listed * seen / label.clamp(min=1e-30)
+
+
+def pool(first: Tensor, second: Tensor) -> Tensor:
+    """Probability (n, M) of each listed class by two opinions that count alike.
+
+    The log-odds that the given label is right are the mean of both. If it is wrong, the others are as probable as the
+    geometric mean says, and no listed class is so as the first has it: the second knows of none.
+
+    Args:
+        first: (n, M) probabilities, the given class first; what is missing to 1 is that of no listed class.
+        second: (n, M) the same of the second, what is missing is not looked at.
+
+    Source: the logarithmic opinion pool, Genest and Zidek, Statistical Science 1 (1986).
+    """
+    right = (torch.logit(first[:, :1], _SURE) + torch.logit(second[:, :1], _SURE)) / 2
+    pooled = torch.cat([right.sigmoid(), (first[:, 1:] * second[:, 1:]).sqrt()], dim=1)
+    listed = first[:, 1:].sum(dim=1, keepdim=True) / (1 - first[:, :1]).clamp(min=_SURE)
+    left = (1 - pooled[:, :1]) * listed.clamp(max=1)
+    pooled[:, 1:] *= left / pooled[:, 1:].sum(dim=1, keepdim=True).clamp(min=1e-30)
+    return pooled

@@ -1,0 +1,36 @@
+"""How many samples of each class have each label, counted where the evidence is as sure as it usually is."""
+
+import torch
+from torch import Tensor
+
+
+def confident_joint(prior: Tensor, candidates: Tensor, num_classes: int) -> Tensor:
+    """Samples of class k with label l, (C, C) float64; hard ones are counted as wrong ones.
+
+    A sample counts as of the likeliest of the classes that are at least as probable for it as they are, on average, for
+    the samples under their label. Under each label there are as many in all as have it; a class that is never the
+    likeliest has one, with the right label.
+
+    Args:
+        prior: (n, M) probability of each candidate before the label is seen.
+        candidates: (n, M) class numbers, the given one first.
+        num_classes: C. O(n C) memory.
+
+    Source: Northcutt et al., "Confident Learning", JAIR 2021, eq. 1 and 2.
+    """
+    labels = candidates[:, 0]
+    places = torch.arange(len(labels), device=prior.device)[:, None] * num_classes + candidates
+    chances = prior.new_zeros(len(labels) * num_classes).index_add_(0, places.flatten(), prior.flatten())
+    chances = chances.view(-1, num_classes)  # (n, C)
+    members = torch.bincount(labels, minlength=num_classes).clamp(min=1)
+    own = chances.gather(1, labels[:, None]).squeeze(1)
+    usual = chances.new_zeros(num_classes).index_add_(0, labels, own) / members
+    eligible = chances >= usual
+    counted = eligible.any(dim=1)
+    likeliest = chances.masked_fill(~eligible, -1).argmax(dim=1)
+    joint = chances.new_zeros(num_classes * num_classes, dtype=torch.float64)
+    joint.index_add_(0, (likeliest * num_classes + labels)[counted], torch.ones_like(own[counted]).double())
+    joint = joint.view(num_classes, num_classes)
+    joint = joint / joint.sum(dim=0).clamp(min=1) * members
+    right = torch.eye(num_classes).to(joint)
+    return torch.where(joint.sum(dim=1, keepdim=True) == 0, right, joint)
