@@ -294,8 +294,8 @@ def test_what_could_not_be_embedded_is_believed(looked: Refract, labels: Tensor)
     vectors[:3] = 0
     selection, rate = looked.judge(vectors, labels, torch.arange(COUNT))
     assert selection.keep[:3].all() and torch.equal(selection.suggested_label[:3], labels[:3])
-    assert (selection.keep == (labels == TRUTH))[3:].float().mean() > 0.97
-    assert (selection.suggested_label == TRUTH)[3:].float().mean() > 0.97
+    assert (selection.keep == (labels == TRUTH))[3:].float().mean() > 0.95
+    assert (selection.suggested_label == TRUTH)[3:].float().mean() > 0.95
     assert ((selection.margin > 0) == selection.keep).all() and rate == pytest.approx(1 / 3, abs=0.03)
     selection, rate = looked.judge(torch.zeros_like(vectors), labels, torch.arange(COUNT))
     assert selection.keep.all() and rate == 0
