@@ -207,6 +207,20 @@ def test_few_classes_have_their_own_flips():
     assert right[(labels == 3) & ~changed].mean() > 0.8
 
 
+def test_empty_columns_have_no_part_in_the_fit():
+    evidence, *_ = separate(1, 3, rate=0.5)
+    used = evidence.filled()
+    assert used.classes.shape[1] < evidence.classes.shape[1] and torch.equal(
+        used.classes[:, 0], evidence.classes[:, 0]
+    )
+    assert torch.equal(used.stands_for.sum(dim=1), evidence.stands_for.sum(dim=1))
+    losses = []
+    for columns in (evidence, used):
+        model = LabelModel(5)
+        losses.append(float(model._loss(model.parameters, None, columns)))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
 def test_confusion_tells_which_class_is_taken_for_which():
     evidence, _, _ = separate(1, 3, rate=0.5)
     model = LabelModel(5)

@@ -75,6 +75,14 @@ class ClassEvidence:
         """The evidence of some of the samples."""
         return ClassEvidence(*(column[rows] for column in vars(self).values()))
 
+    def filled(self) -> ClassEvidence:
+        """The evidence without the columns that are empty for all samples: of few classes that is most of them."""
+        used = (self.stands_for > 0).any(dim=0)
+        named, density, stands_for = (
+            column[:, used] for column in (self.classes, self.density, self.stands_for)
+        )
+        return ClassEvidence(named, density, stands_for, self.affinity, self.known)
+
 
 def find_candidates(
     labels: Tensor, similarities: Tensor, neighbours: Tensor, rows: Tensor | None = None

@@ -87,7 +87,7 @@ class LabelModel:
 
     def fit(self, evidence: ClassEvidence) -> float:
         """Fit the parameters to n samples; returns the mean loss (negative log-likelihood of their labels)."""
-        evidence = self._fitted_to(evidence)
+        evidence = self._fitted_to(evidence).filled()
         enough = len(evidence.density) >= _PER_FLIP * self.num_classes**2
         parameters = self.parameters.clone().requires_grad_(True)
         free = [parameters]
