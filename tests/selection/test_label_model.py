@@ -274,7 +274,7 @@ def test_the_confident_joint_is_counted_as_by_hand():
     """Under their own labels the classes have 0.6, 0.5 and 0.4 on average."""
     prior = torch.tensor([[0.8, 0.2, 0], [0.4, 0.6, 0], [0.4, 0.3, 0.3], [0.6, 0.4, 0], [0.4, 0.6, 0]])
     candidates = torch.tensor([[0, 1, 2], [0, 1, 2], [1, 0, 2], [1, 0, 0], [2, 0, 1]])
-    # The second is of class 1, the third of none that is as probable as usual, the fifth of class 0; none is of class 2.
+    # The second is of class 1, the third of none that is as probable as usual, the fifth of class 0; of class 2 none.
     expected = torch.tensor([[1.0, 0, 1.0], [1.0, 2.0, 0], [0, 0, 1.0]], dtype=torch.float64)
     torch.testing.assert_close(confident_joint(prior, candidates, 3), expected)
 
