@@ -21,8 +21,9 @@ PARTS, FIRST = 16, 2
 """The first look comes after a sixteenth of the run, or after two epochs where that is earlier: of few images, wrong
 labels are soon known by heart."""
 
-APART = 0.5
-"""Epochs from one look to the next, at least: in a run of few epochs looks would cost more than the training."""
+HEAD_START = 0.3
+"""Epochs that a look comes after as many whole ones as there were looks before it, at least: in a run of few epochs
+looks would cost more than the training."""
 
 BELIEVED = 0.5
 """Probability of being right from which on a label is believed as given."""
@@ -113,7 +114,6 @@ class Refract(Method):
     scaling: Tensor
     rate: Tensor
     parts: Tensor
-    looked: Tensor
 
     @classmethod
     def check(cls, config: MethodConfig) -> None:
@@ -135,23 +135,21 @@ class Refract(Method):
         self.register_buffer("scaling", torch.eye(self.embedding_dim))  # (D, D), symmetric, of the embeddings
         self.register_buffer("rate", torch.zeros(()))
         self.register_buffer("parts", torch.zeros((), dtype=torch.long))  # finished so far
-        self.register_buffer("looked", torch.full((), -PARTS))  # after so many of them the last look was
-        self._apart = 1  # parts
+        self._part = 1.0  # epochs
 
     def proxies(self) -> list[nn.Parameter]:
         """The class weights."""
         return [self.class_weights]
 
     def look_every(self, epoch: int, steps: int) -> int:
-        """Steps to the first look; `on_epoch_start` is told here how many of these lie between two looks."""
+        """Steps to the first look where the run has many epochs; `on_epoch_start` is told here how many these are."""
         part = min(math.ceil(steps / PARTS), FIRST * epoch)
-        self._apart = math.ceil(APART * epoch / part)
+        self._part = part / epoch
         return part
 
     def on_epoch_start(self, embed_all: EmbedAll) -> None:
         """Judge all labels, if it is time to."""
-        if _is_look(int(self.parts)) and self.parts - self.looked >= self._apart:
-            self.looked.copy_(self.parts)
+        if _is_look(int(self.parts), self._part):
             embeddings = embed_all(self.embedder)
             labels = self.data.labels.to(embeddings.device)
             scaled = normalize(embeddings @ self.scaling, dim=1)
@@ -236,9 +234,18 @@ class RefractOracle(Refract):
     clean_only = True
 
 
-def _is_look(parts: int) -> bool:
-    """Whether all is judged after so many parts: 1, 2, 3, 4, 6, 8, 12, 16, ...; dense early, when most is learned."""
-    return parts in (1, 2, 3) or (parts > 3 and parts % 2 == 0 and _is_look(parts // 2))
+def _is_look(parts: int, epochs: float) -> bool:
+    """Whether all is judged after so many parts of so many epochs each: ever more rarely, and not before `HEAD_START`."""
+    looks, now = 0, False
+    for part in range(1, parts + 1):
+        now = _is_dense(part) and part * epochs >= looks + HEAD_START
+        looks += now
+    return now
+
+
+def _is_dense(part: int) -> bool:
+    """Of 1, 2, 3, 4, 6, 8, 12, 16, ...: dense early, when most is learned."""
+    return part in (1, 2, 3) or (part > 3 and part % 2 == 0 and _is_dense(part // 2))
 
 
 def _weigh(judged: Judged, num_classes: int) -> tuple[Tensor, Tensor]:
