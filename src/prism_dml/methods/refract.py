@@ -235,7 +235,7 @@ class RefractOracle(Refract):
 
 
 def _is_look(parts: int, epochs: float) -> bool:
-    """Whether all is judged after so many parts of so many epochs each: ever more rarely, and not before `HEAD_START`."""
+    """Whether all is judged after so many parts of so many epochs each: ever more rarely, and see `HEAD_START`."""
     looks, now = 0, False
     for part in range(1, parts + 1):
         now = _is_dense(part) and part * epochs >= looks + HEAD_START
