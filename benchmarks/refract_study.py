@@ -272,11 +272,11 @@ def every(parts: int) -> dict:
     return {
         "methods.refract.PARTS": parts,
         "methods.refract.FIRST": 10**9,
-        "methods.refract._is_look": lambda parts, epochs: parts > 0,
+        "methods.refract._is_look": lambda parts: parts > 0,
     }
 
 
-NO_LOOKS = {"methods.refract._is_look": lambda parts, epochs: False}
+NO_LOOKS = {"methods.refract._is_look": lambda parts: False}
 # row: method, what differs in prism_dml, another class in the place of Refract
 VARIANTS = {
     "MCL": ("mcl", {}, None),

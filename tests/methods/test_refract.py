@@ -37,6 +37,13 @@ def embed(images: Tensor):
     return of
 
 
+def begun(labels: Tensor) -> Refract:
+    """Refract in a run of 16 epochs, so that the first look comes after one."""
+    method = build("refract", labels, Linear(dim=16))
+    method.look_every(epoch=1, steps=16)
+    return method
+
+
 def learned_as(method: Refract) -> Tensor:
     """The class (N,) that weighs most in the loss of each sample."""
     return method.targets.gather(1, method.weights.argmax(dim=1, keepdim=True)).squeeze(1)
@@ -49,7 +56,7 @@ def labels() -> Tensor:
 
 @pytest.fixture
 def looked(labels: Tensor) -> Refract:
-    method = build("refract", labels, Linear(dim=16))
+    method = begun(labels)
     images = images_of(TRUTH)
     method.on_epoch_start(embed(images))
     assert (
@@ -66,8 +73,10 @@ def looked(labels: Tensor) -> Refract:
     [
         (3, [6, 12, 18, 24, 36, 48, 72, 96, 144, 192, 288, 384, 576, 768]),  # the first after two epochs
         (40, [50, 100, 150, 200, 300, 400, 600]),  # after a sixteenth of the run
-        (150, [50, 200, 400, 600]),  # no more looks than epochs begun
-        (700, [300]),
+        (150, [50, 150, 300, 400, 600]),  # looks half an epoch apart
+        (280, [400, 600]),  # no more looks than whole epochs
+        (700, [400]),
+        (1000, [600]),  # but one
     ],
 )
 def test_looks_are_denser_early_in_the_run(epoch: int, expected: list[int]) -> None:
@@ -162,7 +171,7 @@ def test_of_few_classes_no_other_is_made_up(count: int) -> None:
     wrong = torch.arange(COUNT) % 7 == 0
     given = torch.where(wrong, (truth + 1) % count, truth)
     images = images_of(truth)
-    method = build("refract", given, Linear(dim=16))
+    method = begun(given)
     for _ in range(2):
         method.on_epoch_start(embed(images))
     assert torch.equal(method.trusted, ~wrong) and torch.equal(learned_as(method), truth)
@@ -224,7 +233,7 @@ def test_what_belongs_nowhere_weighs_little_in_any_class(labels: Tensor) -> None
     images = images_of(TRUTH)
     stranger = torch.arange(COUNT) % 10 == 9
     images[stranger] = 5 * draw(3, int(stranger.sum()))
-    method = build("refract", labels, Linear(dim=16))
+    method = begun(labels)
     for _ in range(2):
         method.on_epoch_start(embed(images))
     assert (method.weights[stranger].sum(dim=1) < 0.4).float().mean() > 0.4
@@ -235,7 +244,7 @@ def test_what_belongs_nowhere_weighs_little_in_any_class(labels: Tensor) -> None
 
 def test_what_is_saved_is_scaled_by_the_spread_of_the_believed(labels: Tensor) -> None:
     """Unreadable images, and labels that are not believed, have no part in it."""
-    method = build("refract", labels, Linear(dim=16))
+    method = begun(labels)
     images = images_of(TRUTH)
     unread = torch.arange(COUNT) % 40 == 1
     embeddings = embed(images)(method.embedder)
@@ -259,7 +268,7 @@ def test_what_is_saved_is_scaled_by_the_spread_of_the_believed(labels: Tensor) -
 
 def test_the_scaled_embeddings_are_judged(labels: Tensor) -> None:
     """A look sees what the network is as the last one left it."""
-    method, seen, saved = build("refract", labels, Linear(dim=16)), [], []
+    method, seen, saved = begun(labels), [], []
     images = images_of(TRUTH)
 
     def judged(embeddings: Tensor, *others: object) -> Judged:
@@ -275,7 +284,7 @@ def test_the_scaled_embeddings_are_judged(labels: Tensor) -> None:
 
 
 def test_clean_labels_stay() -> None:
-    method = build("refract", TRUTH, Linear(dim=16))
+    method = begun(TRUTH)
     for _ in range(2):
         method.on_epoch_start(embed(images_of(TRUTH)))
     assert torch.equal(learned_as(method), TRUTH) and method.noise_rate_estimate < 0.02
@@ -347,7 +356,7 @@ def test_a_network_is_asked_by_the_rule_of_bayes(confused: bool) -> None:
 
 
 def test_the_judgement_is_remembered(looked: Refract, labels: Tensor) -> None:
-    other = build("refract", labels, Linear(dim=16))
+    other = begun(labels)
     other.load_state_dict(looked.state_dict())
     batch, images = torch.arange(20), images_of(TRUTH)[:20]
     for a, b in zip(looked(images, labels[batch], batch), other(images, labels[batch], batch), strict=True):

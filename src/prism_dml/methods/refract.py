@@ -21,9 +21,9 @@ PARTS, FIRST = 16, 2
 """The first look comes after a sixteenth of the run, or after two epochs where that is earlier: of few images, wrong
 labels are soon known by heart."""
 
-HEAD_START = 0.3
-"""Epochs that a look comes after as many whole ones as there were looks before it, at least: in a run of few epochs
-looks would cost more than the training."""
+APART = 0.5
+"""Epochs from one look to the next, at least. Nor are there more looks than whole epochs in a run, the first ones left out,
+but there is one: in a run of few epochs looks would cost more than the training."""
 
 BELIEVED = 0.5
 """Probability of being right from which on a label is believed as given."""
@@ -135,21 +135,25 @@ class Refract(Method):
         self.register_buffer("scaling", torch.eye(self.embedding_dim))  # (D, D), symmetric, of the embeddings
         self.register_buffer("rate", torch.zeros(()))
         self.register_buffer("parts", torch.zeros((), dtype=torch.long))  # finished so far
-        self._part = 1.0  # epochs
+        self._looks: list[int] = []  # after so many parts
 
     def proxies(self) -> list[nn.Parameter]:
         """The class weights."""
         return [self.class_weights]
 
     def look_every(self, epoch: int, steps: int) -> int:
-        """Steps to the first look where the run has many epochs; `on_epoch_start` is told here how many these are."""
+        """Steps of a part of the run; after which parts all is judged is settled here."""
         part = min(math.ceil(steps / PARTS), FIRST * epoch)
-        self._part = part / epoch
+        looks: list[int] = []
+        for parts in range(1, math.ceil(steps / part)):
+            if _is_look(parts) and (not looks or (parts - looks[-1]) * part >= APART * epoch):
+                looks.append(parts)
+        self._looks = looks[-max(1, steps // epoch) :]
         return part
 
     def on_epoch_start(self, embed_all: EmbedAll) -> None:
         """Judge all labels, if it is time to."""
-        if _is_look(int(self.parts), self._part):
+        if int(self.parts) in self._looks:
             embeddings = embed_all(self.embedder)
             labels = self.data.labels.to(embeddings.device)
             scaled = normalize(embeddings @ self.scaling, dim=1)
@@ -234,18 +238,9 @@ class RefractOracle(Refract):
     clean_only = True
 
 
-def _is_look(parts: int, epochs: float) -> bool:
-    """Whether all is judged after so many parts of so many epochs each: ever more rarely, and see `HEAD_START`."""
-    looks, now = 0, False
-    for part in range(1, parts + 1):
-        now = _is_dense(part) and part * epochs >= looks + HEAD_START
-        looks += now
-    return now
-
-
-def _is_dense(part: int) -> bool:
-    """Of 1, 2, 3, 4, 6, 8, 12, 16, ...: dense early, when most is learned."""
-    return part in (1, 2, 3) or (part > 3 and part % 2 == 0 and _is_dense(part // 2))
+def _is_look(parts: int) -> bool:
+    """Whether all is judged after so many parts, if not too soon: 1, 2, 3, 4, 6, 8, 12, 16, ...; dense early."""
+    return parts in (1, 2, 3) or (parts > 3 and parts % 2 == 0 and _is_look(parts // 2))
 
 
 def _weigh(judged: Judged, num_classes: int) -> tuple[Tensor, Tensor]:
