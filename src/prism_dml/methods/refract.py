@@ -22,8 +22,8 @@ PARTS, FIRST = 16, 2
 labels are soon known by heart."""
 
 APART = 0.5
-"""Epochs from one look to the next, at least. Nor are there more looks than whole epochs in a run, but for one; the first
-ones are left out. In a run of few epochs looks would cost more than the training."""
+"""Epochs from one look to the next, at least. Nor are there more looks than whole epochs in a run, but for one; the
+first ones are left out. In a run of few epochs looks would cost more than the training."""
 
 BELIEVED = 0.5
 """Probability of being right from which on a label is believed as given."""

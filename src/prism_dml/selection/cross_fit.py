@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -212,8 +213,8 @@ def _in_a_heap(belief: Posterior, labels: Tensor) -> Tensor:
 
 
 def _tells(belief: Posterior, num_classes: int) -> bool:
-    expected = len(belief.wins) / num_classes
-    return int(belief.wins.sum()) > expected + _ONE_SIDED * (expected * (1 - 1 / num_classes)) ** 0.5
+    count, chance = len(belief.wins), 1 / num_classes
+    return int(belief.wins.sum()) > count * chance + _ONE_SIDED * math.sqrt(count * chance * (1 - chance))
 
 
 def _judgement(

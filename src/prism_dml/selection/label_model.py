@@ -142,11 +142,18 @@ class LabelModel:
         right, counted = _right_and_counted(self._joint_counts)
         known, label = self._explain(prior, outside, _seen(right, evidence))
         doubted, label_doubted = self._explain(prior, outside, _seen(counted, evidence))
+
+        def lost(share: float) -> Tensor:
+            """Mean probability of a wrong label by a share of the mistakes that were counted; both are linear in it."""
+            right_ones = known[:, 0].lerp(doubted[:, 0], share)
+            return 1 - (right_ones / label.lerp(label_doubted, share)).mean()
+
         low, high = 0.0, 1 / max(float(1 - counted.diagonal().min()), _LEAST_MISSED)
+        if lost(high) < wrong:  # where hardly any mistakes were counted: those that were fitted stay
+            return
         for _ in range(_HALVINGS):
-            share = (low + high) / 2  # of the mistakes that were counted; both are linear in it
-            given = known[:, 0].lerp(doubted[:, 0], share) / label.lerp(label_doubted, share)
-            if 1 - given.mean() < wrong:
+            share = (low + high) / 2
+            if lost(share) < wrong:
                 low = share
             else:
                 high = share
