@@ -219,6 +219,9 @@ class OnMemory(OneLabelWhereSure):
     def proxies(self):
         return []
 
+    def _sees(self, embeddings, judged):
+        return judged.chances  # there are no class weights to ask
+
 
 def margin_mixture(embeddings, labels, *options):
     """Judge by the margin of leave-one-out centres, and two normal distributions of it; see `refract._judge`.
