@@ -11,7 +11,6 @@ rates are those of the first run of the row in benchmarks/quick/NAME/results.jso
 import argparse
 import json
 import os
-import platform
 import tempfile
 import time
 from pathlib import Path
@@ -20,19 +19,22 @@ from statistics import median
 import torch
 
 from prism_dml.benchmark.jobs import Job
+from prism_dml.benchmark.machine import device_name, versions
 from prism_dml.benchmark.tables import training_table
 from prism_dml.training import TrainConfig, train
 
 QUICK = Path(__file__).parent / "quick"
 DATA = ("omniglot", "grocery", "cifar100_sub", "cifar10n_worse")
 ROWS = ("MCL", "Refract")
+NOISE = (("symmetric", 0.5), ("given", None))
 
 
 def find_job(data: str, row: str) -> Job:
     """The first run of a row in the quick comparison."""
     for line in (QUICK / data / "results.jsonl").read_text().splitlines():
         found = json.loads(line)
-        if found["kind"] == "run" and found["row"] == row and found["rate"] in (0.5, None):
+        noise = found["noise_kind"], found["rate"]
+        if found["kind"] == "run" and found["row"] == row and noise in NOISE:
             names = ("row", "method", "labels", "settings", "seed", "rate")
             path = f"{data}.parquet"
             return Job("run", data, path, None, found["noise_kind"], **{name: found[name] for name in names})
@@ -67,10 +69,8 @@ def main() -> None:
             "ratio": round(median(seconds["Refract"]) / median(seconds["MCL"]), 2),
         }
         print(data, results[data], flush=True)
-    machine = {"processor": platform.processor() or platform.machine(), "threads": asked.threads}
-    asked.out.write_text(
-        json.dumps({"machine": machine, "torch": torch.__version__, **results}, indent=1) + "\n"
-    )
+    about = {"machine": device_name("cpu"), "versions": versions(), "threads": asked.threads}
+    asked.out.write_text(json.dumps({**about, **results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

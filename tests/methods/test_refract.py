@@ -328,6 +328,26 @@ def test_the_network_has_a_say_in_what_is_handed_over(looked: Refract, labels: T
         torch.testing.assert_close(looked.judge(vectors, labels, index)[0], selection)
 
 
+def test_what_the_judge_takes_for_another_class_is_suggested_to_be_one(
+    looked: Refract, labels: Tensor
+) -> None:
+    vectors = taught(looked)
+    judged = _judge(vectors, labels)
+    chances = torch.zeros_like(judged.chances)
+    chances[:, 0], chances[:, 1:3] = 0.4, 0.2  # the given class is the likeliest one, yet not believed
+    other = judged._replace(chances=chances, suggested=judged.classes[:, 1])
+    with (
+        mock.patch("prism_dml.methods.refract._judge", lambda *_: other),
+        mock.patch.object(looked, "_sees", lambda *_: chances),
+    ):
+        selection, _ = looked.judge(vectors, labels, torch.arange(COUNT))
+    assert (
+        not selection.keep.any()
+        and (selection.suggested_label != labels).all()
+        and (selection.margin > 0).all()
+    )
+
+
 def test_a_network_that_knows_better_settles_what_the_judge_does_not_know() -> None:
     first = torch.tensor([[0.5, 0.3, 0.1], [0.5, 0.3, 0.1], [1.0, 0.0, 0.0], [0.2, 0.0, 0.0]])
     second = torch.tensor([[0.1, 0.2, 0.7], [0.9, 0.1, 0.0], [1.0, 0.0, 0.0], [0.2, 0.8, 0.0]])
@@ -337,7 +357,9 @@ def test_a_network_that_knows_better_settles_what_the_judge_does_not_know() -> N
     torch.testing.assert_close(
         pooled[0, 1:], 0.75 * 0.8 * others / others.sum()
     )  # a fifth of the rest is of no class
-    torch.testing.assert_close(pooled[1, 1:], torch.tensor([0.25 * 0.8, 0.0]))
+    torch.testing.assert_close(pooled[1, 1:], torch.tensor([0.25 * 0.8, 0.0]), rtol=1e-3, atol=1e-3)
+    neither = pool(torch.tensor([[0.4, 0.4, 0.2]]), torch.tensor([[0.4, 0.0, 0.0]]))
+    assert neither[0, 1] > neither[0, 2] > 0.1, "where the network knows of no other, the judge's word stands"
     torch.testing.assert_close(pooled[2:], torch.tensor([[1.0, 0, 0], [0.2, 0, 0]]))
     assert pooled.isfinite().all() and (pooled.sum(dim=1) <= 1 + 1e-6).all()
 
@@ -350,6 +372,9 @@ def test_a_network_is_asked_by_the_rule_of_bayes(confused: bool) -> None:
         pairs = (torch.eye(5) + torch.arange(25).view(5, 5) / 20).softmax(dim=1)
     found = given_the_label(logits, classes, 0.3, pairs if confused else None)
     chances = logits.softmax(dim=1)
+    if confused:  # a class that no label was seen of
+        fewer = given_the_label(logits, classes % 4, 0.3, pairs[:4, :4])
+        assert fewer.isfinite().all() and (fewer.sum(dim=1) <= 1 + 1e-6).all()
     for i in range(6):
         joint = [chances[i, k] * pairs[k, 2] for k in range(5)]
         torch.testing.assert_close(found[i], torch.stack([joint[k] for k in (2, 0, 4)]) / sum(joint))

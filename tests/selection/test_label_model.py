@@ -277,6 +277,17 @@ def test_the_confident_joint_is_counted_as_by_hand():
     # The second is of class 1, the third of none that is as probable as usual, the fifth of class 0; of class 2 none.
     expected = torch.tensor([[1.0, 0, 1.0], [1.0, 2.0, 0], [0, 0, 1.0]], dtype=torch.float64)
     torch.testing.assert_close(confident_joint(prior, candidates, 3), expected)
+    # Of a class without a sample, nothing is known of how probable it usually is.
+    assert torch.equal(confident_joint(prior[:4], candidates[:4], 3)[2], torch.tensor([0, 0, 1]).double())
+
+
+def test_a_rate_that_is_raised_anew_forgets_what_was_counted():
+    evidence, *_ = separate(1, 3, rate=0.2)
+    model = LabelModel(5)
+    model.fit(evidence)
+    model.count_pairs(evidence)
+    model.raise_rate(evidence, 0.5)
+    assert 1 - model(evidence).classes[:, 0].mean() == pytest.approx(0.5, abs=1e-3)
 
 
 def test_many_classes_have_no_confusion_of_their_own():

@@ -42,8 +42,7 @@ def find_label_issues(
         supported; "ambiguous classes", of one of two classes that are mixed as if they were one, here also where the
         label is no issue.
         attrs: noise_rate, the estimated share of wrong labels; noise_rate_interval, (low, high), 95 %, for errors of
-        chance, not of the model, from 0 on where the embeddings do not tell the classes apart; ambiguous_classes, a
-        list of pairs of labels.
+        chance, not of the model; ambiguous_classes, a list of pairs of labels.
 
     Raises:
         ValueError: no samples, wrong shapes, values that are not finite, or missing labels.
@@ -85,7 +84,7 @@ def find_label_issues(
     frame.attrs = {
         "noise_rate": judgement.noise_rate,
         "noise_rate_interval": (
-            max(0.0, judgement.noise_rate - margin) if judgement.tells else 0.0,
+            max(0.0, judgement.noise_rate - margin),
             min(1.0, judgement.noise_rate + margin),
         ),
         "ambiguous_classes": [tuple(pair) for pair in names[classes[verdict.pairs].cpu().numpy()].tolist()],

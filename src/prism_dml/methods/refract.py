@@ -22,8 +22,8 @@ PARTS, FIRST = 16, 2
 labels are soon known by heart."""
 
 APART = 0.5
-"""Epochs from one look to the next, at least. Nor are there more looks than whole epochs in a run, but for one; the
-first ones are left out. In a run of few epochs looks would cost more than the training."""
+"""Epochs from one look to the next, at least. There are no more looks than whole epochs in a run, but at least one, and
+the last ones are kept: in a run of few epochs looks would cost more than the training."""
 
 BELIEVED = 0.5
 """Probability of being right from which on a label is believed as given."""
@@ -82,9 +82,10 @@ class Refract(Method):
     """Normalised softmax on labels that are judged, and put right as far as is known, as the embedding learns.
 
     All labels are believed at first. After a sixteenth of the run, or two epochs where that is earlier, and then ever
-    more rarely, the whole training set is embedded without augmentation and every label judged by the class means of
-    the others that are trusted, leave-one-out and in folds (`judge_labels`): calibrated probabilities, and the share of
-    wrong labels, come from the likelihood of the given labels. A label that is more likely right than wrong is
+    more rarely (in a run of few epochs later and fewer times, see `APART`), the whole training set is embedded without
+    augmentation and every label judged by the class means of the others that are trusted, leave-one-out and in folds
+    (`judge_labels`): calibrated probabilities, and the share of wrong labels, come from the likelihood of the given
+    labels. A label that is more likely right than wrong is
     believed. Of any other the loss is -log(w_0 + sum_k w_k p_k), where the network gives class k the probability p_k:
     the likelihood of the label, were it wrong as often as was found. w_k is how often the label would be seen in class
     k, times the root of the judge's evidence for it, for the given class and the most probable others; w_0 stands for
@@ -193,7 +194,7 @@ class Refract(Method):
 
     @torch.no_grad()
     def judge(self, embeddings: Tensor, labels: Tensor, index: Tensor) -> tuple[Selection, float]:
-        """Judge the whole training set as the looks do, and as the network sees it, alike; see `Method.judge`.
+        """Judge the whole training set by the judge of the looks and by the network, alike; see `Method.judge`.
 
         Each errs where the other may not: the judge looks at a sample by others that it was trained beside, the network
         by its own label, too. A look hears the judge only, or the network would confirm itself.
@@ -202,7 +203,10 @@ class Refract(Method):
         known = (embeddings != 0).any(dim=1)
         chances = pool(judged.chances, self._sees(embeddings, judged))
         chances = torch.where(known[:, None], chances, judged.chances)
-        clean, (probability, place) = chances[:, 0], chances.max(dim=1)
+        clean, doubted = chances[:, 0], (chances[:, 0] < BELIEVED) & (judged.suggested != labels)
+        # What the judge takes for another class is suggested to be one, such as all of a class that hardly ever wins.
+        other = torch.cat([clean.masked_fill(doubted, -1)[:, None], chances[:, 1:]], dim=1)
+        probability, place = other.max(dim=1)
         suggested = judged.classes.gather(1, place[:, None]).squeeze(1)
         selection = Selection(
             keep=clean >= BELIEVED,
@@ -217,11 +221,14 @@ class Refract(Method):
         """Probability (N, 1 + OTHERS) of each listed class by the network, of embeddings as `networks` gives them."""
         back, weights = torch.linalg.inv(self.scaling), normalize(self.class_weights.to(embeddings), dim=1)
         rate = min(max(judged.rate, _LEAST_RATE), 1 - _LEAST_RATE)
+        confusion = None if judged.confusion is None else judged.confusion.clamp(min=_LEAST_RATE)
+        rows = max(1, _LOGITS // len(weights))
         seen = []
-        for part in torch.split(torch.arange(len(embeddings)), max(1, _LOGITS // len(weights))):
-            cosines = normalize(embeddings[part] @ back, dim=1) @ weights.T
-            logits = cosines / WarmClassifier.TEMPERATURE
-            seen.append(given_the_label(logits, judged.classes[part], rate, judged.confusion))
+        for part, classes in zip(
+            torch.split(embeddings, rows), torch.split(judged.classes, rows), strict=True
+        ):
+            logits = normalize(part @ back, dim=1) @ weights.T / WarmClassifier.TEMPERATURE
+            seen.append(given_the_label(logits, classes, rate, confusion))
         return torch.cat(seen)
 
     @property

@@ -13,15 +13,17 @@ def given_the_label(logits: Tensor, classes: Tensor, rate: float, confusion: Ten
         logits: (n, C) of the network.
         classes: (n, M) class numbers, the given one first.
         rate: share of wrong labels, which are any alike, in [0, 1].
-        confusion: (C, C) how often each class is given each label; then the rate does not count.
+        confusion: (C, C), or of the first classes only, how often each is given each label, above 0; then the rate
+            does not count.
 
     Source: Bayes' rule; see forward correction, Patrini et al., CVPR 2017.
     """
     chances, given = logits.softmax(dim=1), classes[:, :1]
     listed = chances.gather(1, classes)
     if confusion is not None:
-        label = (chances @ confusion.to(chances)).gather(1, given)
-        return listed * confusion.to(chances)[classes, given] / label.clamp(min=1e-30)
+        known = chances[:, : len(confusion)]  # classes after that are given no label
+        label = (known * confusion.T[given.squeeze(1)]).sum(dim=1, keepdim=True)
+        return listed * confusion[classes, given] / label.clamp(min=1e-30)
     elsewhere = rate / max(logits.shape[1] - 1, 1)
     seen = torch.full_like(listed, elsewhere)
     seen[:, 0] = 1 - rate
@@ -33,7 +35,7 @@ def pool(first: Tensor, second: Tensor) -> Tensor:
     """Probability (n, M) of each listed class by two opinions that count alike.
 
     The log-odds that the given label is right are the mean of both. If it is wrong, the others are as probable as the
-    geometric mean says, and no listed class is so as the first has it: the second knows of none.
+    geometric mean says, and that it is of no listed class is as the first has it: the second does not know.
 
     Args:
         first: (n, M) probabilities, the given class first; what is missing to 1 is that of no listed class.
@@ -42,7 +44,7 @@ def pool(first: Tensor, second: Tensor) -> Tensor:
     Source: the logarithmic opinion pool, Genest and Zidek, Statistical Science 1 (1986).
     """
     right = (torch.logit(first[:, :1], _SURE) + torch.logit(second[:, :1], _SURE)) / 2
-    pooled = torch.cat([right.sigmoid(), (first[:, 1:] * second[:, 1:]).sqrt()], dim=1)
+    pooled = torch.cat([right.sigmoid(), (first[:, 1:] * second[:, 1:].clamp(min=_SURE)).sqrt()], dim=1)
     listed = first[:, 1:].sum(dim=1, keepdim=True) / (1 - first[:, :1]).clamp(min=_SURE)
     left = (1 - pooled[:, :1]) * listed.clamp(max=1)
     pooled[:, 1:] *= left / pooled[:, 1:].sum(dim=1, keepdim=True).clamp(min=1e-30)

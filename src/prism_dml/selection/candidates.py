@@ -76,7 +76,10 @@ class ClassEvidence:
         return ClassEvidence(*(column[rows] for column in vars(self).values()))
 
     def filled(self) -> ClassEvidence:
-        """The evidence without the columns that are empty for all samples: of few classes that is most of them."""
+        """The evidence without the columns that are empty for all samples, to fit to: of few classes that is most.
+
+        The last DRAWN columns are then no longer the drawn classes.
+        """
         used = (self.stands_for > 0).any(dim=0)
         named, density, stands_for = (
             column[:, used] for column in (self.classes, self.density, self.stands_for)

@@ -8,8 +8,8 @@ def confident_joint(prior: Tensor, candidates: Tensor, num_classes: int) -> Tens
     """Samples of class k with label l, (C, C) float64; hard ones are counted as wrong ones.
 
     A sample counts as of the likeliest of the classes that are at least as probable for it as they are, on average, for
-    the samples under their label. Under each label there are as many in all as have it; a class that is never the
-    likeliest has one, with the right label.
+    the samples under their label; of none, if no class is. What counts is scaled to as many under each label as have
+    it. A class that is never the likeliest has one, with the right label.
 
     Args:
         prior: (n, M) probability of each candidate before the label is seen.
@@ -22,9 +22,10 @@ def confident_joint(prior: Tensor, candidates: Tensor, num_classes: int) -> Tens
     places = torch.arange(len(labels), device=prior.device)[:, None] * num_classes + candidates
     chances = prior.new_zeros(len(labels) * num_classes).index_add_(0, places.flatten(), prior.flatten())
     chances = chances.view(-1, num_classes)  # (n, C)
-    members = torch.bincount(labels, minlength=num_classes).clamp(min=1)
+    members = torch.bincount(labels, minlength=num_classes)
     own = chances.gather(1, labels[:, None]).squeeze(1)
-    usual = chances.new_zeros(num_classes).index_add_(0, labels, own) / members
+    usual = chances.new_zeros(num_classes).index_add_(0, labels, own) / members.clamp(min=1)
+    usual = usual.masked_fill(members == 0, torch.inf)  # of a class that nothing is known of, none is
     eligible = chances >= usual
     counted = eligible.any(dim=1)
     likeliest = chances.masked_fill(~eligible, -1).argmax(dim=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +35,6 @@ _FEW_DIRECTIONS, _PER_DIRECTION = (
     128,
     20,
 )  # of embeddings that are judged; samples for each, of more directions
-_ONE_SIDED = 1.645  # standard deviations that a number exceeds by chance in one of 20 cases
 _BELIEVED = 0.5  # probability from which on a label is taken to be right
 _RARELY = 1 / 20  # of the wins that its members would have elsewhere: a class that hardly ever wins
 
@@ -50,8 +48,6 @@ class LabelJudgement:
         suggested_probability: (N,) of that class.
         noise_rate: share of wrong labels in [0, 1], the mean of what is missing to 1.
         rate_error: its standard error.
-        tells: whether the evidence names the given class more often than chance would, at 95 %; else it does not tell
-            right labels from wrong ones.
         candidates: what the neighbours say.
         classes: (N, M) the classes considered, the given one first; it again where there are fewer.
         chances: (N, M) probability of each; what is missing to 1 is that of all others, and of none.
@@ -64,7 +60,6 @@ class LabelJudgement:
     suggested_probability: Tensor
     noise_rate: float
     rate_error: float
-    tells: bool
     candidates: Candidates
     classes: Tensor
     chances: Tensor
@@ -212,11 +207,6 @@ def _in_a_heap(belief: Posterior, labels: Tensor) -> Tensor:
     return rarely[labels] & (belief.knowledge > 0.5)
 
 
-def _tells(belief: Posterior, num_classes: int) -> bool:
-    count, chance = len(belief.wins), 1 / num_classes
-    return int(belief.wins.sum()) > count * chance + _ONE_SIDED * math.sqrt(count * chance * (1 - chance))
-
-
 def _judgement(
     model: LabelModel, evidence: ClassEvidence, candidates: Candidates, labels: Tensor
 ) -> LabelJudgement:
@@ -246,7 +236,6 @@ def _judgement(
         suggested_probability=probability.clamp(max=1),
         noise_rate=float(1 - clean.mean()),
         rate_error=model.rate_error(evidence),
-        tells=_tells(belief, model.num_classes),
         candidates=candidates,
         classes=evidence.classes[:, :-DRAWN],
         chances=torch.cat([clean[:, None], others], dim=1),

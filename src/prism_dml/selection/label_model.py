@@ -24,6 +24,7 @@ _FLIP_STRENGTH = (
 _PER_FLIP = (
     50  # samples for each pair of classes, from which on the pairs' own shares of wrong labels are fitted
 )
+_SEEN_EACH = 5.0  # samples of each class with each label, before they are counted: no mistake is impossible
 _LEAST_MISSED = 1e-6  # of the labels of a class, so that there is an interval
 _HALVINGS = 30  # of the interval that the rate is in
 FAR = -4.0
@@ -115,6 +116,7 @@ class LabelModel:
 
         What the evidence is worth stays: fitted anew, it would be overrated, to make room for the wrong labels.
         """
+        self._joint_counts = self._pairs = None  # of the rate before
         evidence = self._fitted_to(evidence)
         low, high = self.parameters[1].clone(), self.parameters.new_tensor(10.0)
         if 1 - self(evidence).classes[:, 0].mean() >= least:
@@ -130,15 +132,15 @@ class LabelModel:
     def count_pairs(self, evidence: ClassEvidence) -> None:
         """Where pairs of classes were fitted, take from counting instead which class is mistaken for which.
 
-        As many labels as before are wrong in all; of that the likelihood knows more, see `confusion`. So not every
-        class is wrong as often, and mistakes that the likelihood takes for hard samples come to light.
+        The mean probability of a wrong label stays as fitted, see `confusion`; counting says which labels they are. So
+        classes need not be wrong equally often. After `raise_rate`.
         """
         if self.flips is None:
             return
         evidence = self._fitted_to(evidence)
         wrong = 1 - self(evidence).classes[:, 0].mean()
         prior, outside = self._prior(self.parameters, evidence)
-        self._joint_counts = confident_joint(prior, evidence.classes, self.num_classes)
+        self._joint_counts = confident_joint(prior, evidence.classes, self.num_classes) + _SEEN_EACH
         right, counted = _right_and_counted(self._joint_counts)
         known, label = self._explain(prior, outside, _seen(right, evidence))
         doubted, label_doubted = self._explain(prior, outside, _seen(counted, evidence))
@@ -175,7 +177,7 @@ class LabelModel:
 
         Between two answers. The likelihood, by which the rate is found, takes a sample for hard where people took one
         class for the other: too few wrong labels. Counting takes hard samples for wrong ones: too many. Which class is
-        taken for which is as counted, how often is the geometric mean.
+        taken for which is as counted (`confident_joint`), how often is the geometric mean of both shares.
         """
         if self._joint_counts is None:
             return None
