@@ -341,11 +341,9 @@ def test_what_the_judge_takes_for_another_class_is_suggested_to_be_one(
         mock.patch.object(looked, "_sees", lambda *_: chances),
     ):
         selection, _ = looked.judge(vectors, labels, torch.arange(COUNT))
-    assert (
-        not selection.keep.any()
-        and (selection.suggested_label != labels).all()
-        and (selection.margin > 0).all()
-    )
+    wrong = labels != TRUTH
+    assert not selection.keep.any() and torch.equal(selection.suggested_label[wrong], TRUTH[wrong])
+    assert torch.equal(selection.suggested_label[~wrong], labels[~wrong])
 
 
 def test_a_network_that_knows_better_settles_what_the_judge_does_not_know() -> None:
@@ -374,7 +372,7 @@ def test_a_network_is_asked_by_the_rule_of_bayes(confused: bool) -> None:
     chances = logits.softmax(dim=1)
     if confused:  # a class that no label was seen of
         fewer = given_the_label(logits, classes % 4, 0.3, pairs[:4, :4])
-        assert fewer.isfinite().all() and (fewer.sum(dim=1) <= 1 + 1e-6).all()
+        assert fewer.isfinite().all() and ((fewer >= 0) & (fewer <= 1)).all()
     for i in range(6):
         joint = [chances[i, k] * pairs[k, 2] for k in range(5)]
         torch.testing.assert_close(found[i], torch.stack([joint[k] for k in (2, 0, 4)]) / sum(joint))
