@@ -74,9 +74,9 @@ def looked(labels: Tensor) -> Refract:
         (3, [6, 12, 18, 24, 36, 48, 72, 96, 144, 192, 288, 384, 576, 768]),  # the first after two epochs
         (40, [50, 100, 150, 200, 300, 400, 600]),  # after a sixteenth of the run
         (150, [50, 150, 300, 400, 600]),  # looks half an epoch apart
-        (280, [400, 600]),  # no more looks than whole epochs
-        (700, [400]),
-        (1000, [600]),  # but one
+        (280, [50, 200, 400, 600]),
+        (700, [400]),  # the last one only, of less than two epochs
+        (1000, [600]),
     ],
 )
 def test_looks_are_denser_early_in_the_run(epoch: int, expected: list[int]) -> None:

@@ -21,9 +21,9 @@ PARTS, FIRST = 16, 2
 """The first look comes after a sixteenth of the run, or after two epochs where that is earlier: of few images, wrong
 labels are soon known by heart."""
 
-APART = 0.5
-"""Epochs from one look to the next, at least. There are no more looks than whole epochs in a run, but at least one, and
-the last ones are kept: in a run of few epochs looks would cost more than the training."""
+APART, FEW = 0.5, 2
+"""Epochs from one look to the next, at least; and of a run below which there is only one, the last: there, looks would
+cost more than the training."""
 
 BELIEVED = 0.5
 """Probability of being right from which on a label is believed as given."""
@@ -82,7 +82,7 @@ class Refract(Method):
     """Normalised softmax on labels that are judged, and put right as far as is known, as the embedding learns.
 
     All labels are believed at first. After a sixteenth of the run, or two epochs where that is earlier, and then ever
-    more rarely (in a run of few epochs later and fewer times, see `APART`), the whole training set is embedded without
+    more rarely (in a run of few epochs later and fewer times, see `FEW`), the whole training set is embedded without
     augmentation and every label judged by the class means of the others that are trusted, leave-one-out and in folds
     (`judge_labels`): calibrated probabilities, and the share of wrong labels, come from the likelihood of the given
     labels. A label that is more likely right than wrong is
@@ -149,7 +149,7 @@ class Refract(Method):
         for parts in range(1, math.ceil(steps / part)):
             if _is_look(parts) and (not looks or (parts - looks[-1]) * part >= APART * epoch):
                 looks.append(parts)
-        self._looks = looks[-max(1, steps // epoch) :]
+        self._looks = looks if steps >= FEW * epoch else looks[-1:]
         return part
 
     def on_epoch_start(self, embed_all: EmbedAll) -> None:
