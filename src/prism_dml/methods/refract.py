@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from prism_dml.methods.base import EmbedAll, Method, StepResult, TrainingSet
 from prism_dml.methods.classifier import CosineClassifier
 from prism_dml.methods.config import MethodConfig
-from prism_dml.methods.second_opinion import given_the_label, pool
+from prism_dml.methods.second_opinion import by_network, pool
 from prism_dml.models.embedder import Embedder
 from prism_dml.retrieval import neighbour_graph
 from prism_dml.selection import Selection
@@ -40,7 +40,6 @@ EVENED = 0.25
 NEIGHBOURS, EXACT_UP_TO = 64, 5_000
 """Nearest neighbours that help to name the class of a sample; on a CPU, of more samples nearly the nearest."""
 
-_LOGITS = 1 << 24  # looked at together
 _LEAST_LISTED = 1e-3  # of the probability: below it a sample is taken to be of none of the listed classes
 _LEAST_RATE = 1e-3  # so far the rate is kept from 0 and 1, that it alone makes no weight 0
 
@@ -213,23 +212,16 @@ class Refract(Method):
             clean_probability=clean,
             threshold=clean.new_tensor(BELIEVED),
             suggested_label=suggested,
-            margin=clean - torch.where(suggested == labels, 1 - clean, probability),
+            margin=clean - torch.where(probability > clean, probability, 1 - clean),
         )
         return selection, float(1 - clean[known].mean()) if known.any() else 0.0
 
     def _sees(self, embeddings: Tensor, judged: Judged) -> Tensor:
         """Probability (N, 1 + OTHERS) of each listed class by the network, of embeddings as `networks` gives them."""
-        back, weights = torch.linalg.inv(self.scaling), normalize(self.class_weights.to(embeddings), dim=1)
+        unscaled, temperature = embeddings @ torch.linalg.inv(self.scaling), WarmClassifier.TEMPERATURE
         rate = min(max(judged.rate, _LEAST_RATE), 1 - _LEAST_RATE)
         confusion = None if judged.confusion is None else judged.confusion.clamp(min=_LEAST_RATE)
-        rows = max(1, _LOGITS // len(weights))
-        seen = []
-        for part, classes in zip(
-            torch.split(embeddings, rows), torch.split(judged.classes, rows), strict=True
-        ):
-            logits = normalize(part @ back, dim=1) @ weights.T / WarmClassifier.TEMPERATURE
-            seen.append(given_the_label(logits, classes, rate, confusion))
-        return torch.cat(seen)
+        return by_network(unscaled, self.class_weights, temperature, judged.classes, rate, confusion)
 
     @property
     def noise_rate_estimate(self) -> float:

@@ -2,8 +2,36 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
+_LOGITS = 1 << 24  # looked at together
 _SURE = 1e-7  # so near to 0 and 1 an opinion is cut off
+
+
+def by_network(
+    embeddings: Tensor,
+    weights: Tensor,
+    temperature: float,
+    classes: Tensor,
+    rate: float,
+    confusion: Tensor | None = None,
+) -> Tensor:
+    """Probability (N, M) of each listed class by a normalised softmax, some samples at a time; see `given_the_label`.
+
+    Args:
+        embeddings: (N, D), of any length.
+        weights: (C, D) of the classes.
+        temperature: of the softmax.
+        classes: (N, M) class numbers, the given one first.
+        rate: share of wrong labels.
+        confusion: (C, C) how often each class is given each label.
+    """
+    directions, rows = normalize(weights.to(embeddings), dim=1), max(1, _LOGITS // len(weights))
+    found = []
+    for part, listed in zip(torch.split(embeddings, rows), torch.split(classes, rows), strict=True):
+        logits = normalize(part, dim=1) @ directions.T / temperature
+        found.append(given_the_label(logits, listed, rate, confusion))
+    return torch.cat(found)
 
 
 def given_the_label(logits: Tensor, classes: Tensor, rate: float, confusion: Tensor | None = None) -> Tensor:
