@@ -22,8 +22,8 @@ PARTS, FIRST = 16, 2
 labels are soon known by heart."""
 
 APART, FEW = 0.5, 2
-"""Epochs from one look to the next, at least; and of a run below which there is only one, the last: there, looks would
-cost more than the training."""
+"""Epochs from one look to the next, at least; and epochs below which a run has one look only, the last: more would cost
+too much beside so little training."""
 
 BELIEVED = 0.5
 """Probability of being right from which on a label is believed as given."""
