@@ -84,9 +84,9 @@ class Refract(Method):
     more rarely (in a run of few epochs later and fewer times, see `FEW`), the whole training set is embedded without
     augmentation and every label judged by the class means of the others that are trusted, leave-one-out and in folds
     (`judge_labels`): calibrated probabilities, and the share of wrong labels, come from the likelihood of the given
-    labels. A label that is more likely right than wrong is
-    believed. Of any other the loss is -log(w_0 + sum_k w_k p_k), where the network gives class k the probability p_k:
-    the likelihood of the label, were it wrong as often as was found. w_k is how often the label would be seen in class
+    labels. A label that is more likely right than wrong is believed. Of any other the loss is
+    -log(w_0 + sum_k w_k p_k), where the network gives class k the probability p_k: the likelihood of the label, were it
+    wrong as often as was found. w_k is how often the label would be seen in class
     k, times the root of the judge's evidence for it, for the given class and the most probable others; w_0 stands for
     no class, as if for any. So the network settles, step by step, which of them the sample is. Of few classes with
     many samples each, all labels are learned so, by how often each class is given each label. No noise rate, and no
