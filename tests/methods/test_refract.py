@@ -72,9 +72,9 @@ def looked(labels: Tensor) -> Refract:
     "epoch, expected",
     [
         (3, [6, 12, 18, 24, 36, 48, 72, 96, 144, 192, 288, 384, 576, 768]),  # the first after two epochs
-        (40, [50, 100, 150, 200, 300, 400, 600]),  # after a sixteenth of the run
-        (150, [50, 150, 300, 400, 600]),  # looks half an epoch apart
-        (280, [50, 200, 400, 600]),
+        (40, [25, 50, 75, 100, 150, 200, 300, 400, 600]),  # after a 32nd of the run
+        (150, [25, 100, 200, 300, 400, 600]),  # looks half an epoch apart
+        (280, [25, 200, 400, 600]),
         (700, [400]),  # the last one only, of less than two epochs
         (1000, [600]),
     ],

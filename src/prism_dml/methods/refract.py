@@ -17,9 +17,9 @@ from prism_dml.selection import Selection
 from prism_dml.selection.cross_fit import judge_labels
 from prism_dml.selection.discriminant import matrix_power, within_classes
 
-PARTS, FIRST = 16, 2
-"""The first look comes after a sixteenth of the run, or after two epochs where that is earlier: of few images, wrong
-labels are soon known by heart."""
+PARTS, FIRST = 32, 2
+"""The first look comes after a thirty-second of the run, or after two epochs where that is earlier: of few images,
+wrong labels are soon known by heart."""
 
 APART, FEW = 0.5, 2
 """Epochs from one look to the next, at least; and epochs below which a run has one look only, the last: more would cost
@@ -80,7 +80,7 @@ class WarmClassifier(CosineClassifier):
 class Refract(Method):
     """Normalised softmax on labels that are judged, and put right as far as is known, as the embedding learns.
 
-    All labels are believed at first. After a sixteenth of the run, or two epochs where that is earlier, and then ever
+    All labels are believed at first. After a 32nd of the run, or two epochs where that is earlier, and then ever
     more rarely (in a run of few epochs later and fewer times, see `FEW`), the whole training set is embedded without
     augmentation and every label judged by the class means of the others that are trusted, leave-one-out and in folds
     (`judge_labels`): calibrated probabilities, and the share of wrong labels, come from the likelihood of the given

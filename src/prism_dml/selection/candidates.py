@@ -71,7 +71,7 @@ class ClassEvidence:
     affinity: Tensor
     known: Tensor
 
-    def __getitem__(self, rows: Tensor | slice) -> ClassEvidence:
+    def __getitem__(self, rows: Tensor) -> ClassEvidence:
         """The evidence of some of the samples."""
         return ClassEvidence(*(column[rows] for column in vars(self).values()))
 

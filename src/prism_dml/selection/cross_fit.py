@@ -15,6 +15,7 @@ from prism_dml.selection.candidates import (
     weigh_candidates,
 )
 from prism_dml.selection.discriminant import ClassBalls, leading, whiten
+from prism_dml.selection.draw import deal, some
 from prism_dml.selection.label_model import LabelModel, Posterior
 from prism_dml.selection.noise_rate import implausibility
 from prism_dml.selection.open_set import of_a_class
@@ -23,9 +24,7 @@ FOLDS = 5
 """Parts of a data set, each judged by the other four."""
 
 _RANKED = 20_000  # samples whose given class is ranked among all
-_HEAP = (
-    5  # members of which one has to win for the class to be believed in; there are chance winners among many
-)
+_HEAP = 5  # members of a class that would win elsewhere: it is by chance that none of fewer does
 _FIRST = 10_000  # samples that the first model is fitted to
 _NEAR = 1 / 8  # of the data: the neighbours whose agreement says how far a sample counts, at most,
 _LEAST_NEIGHBOURS = 3  # and at least
@@ -81,7 +80,8 @@ def judge_labels(
 
     Trust is the probability that a label is right. What a label says of its fellows comes back to it through their
     trust, and wrong labels then confirm each other. So the samples are judged in folds, by the trust of the samples of
-    other folds, which itself comes from other folds only.
+    other folds, which itself comes from other folds only. It begins with everyone alike, or with those whose
+    neighbours agree with them.
 
     Args:
         embeddings: (N, D) float32 unit vectors.
@@ -91,30 +91,40 @@ def judge_labels(
 
     Source: PRISM (Liu et al., CVPR 2021) for trust by leave-one-out similarity; the model and the folds are ours.
     """
+    # Where the neighbours are much of the data, all agree with them alike, so only the nearest ones are asked then.
+    near = neighbours[:, : max(_LEAST_NEIGHBOURS, int(_NEAR * len(labels)))]
+    folds = deal(labels, FOLDS)
+    agreement, by_others = _agreement(labels, near, folds)
     # The spread within classes, as those see it whose neighbours agree with them: wrong labels would stretch it in just
-    # the directions that tell classes apart, each in favour of itself. Where the neighbours are much of the data, all
-    # have the same agreement, so it is asked of the nearest ones then.
-    few = max(_LEAST_NEIGHBOURS, int(_NEAR * len(labels)))
-    agreement = (labels[neighbours[:, :few]] == labels[:, None]).float().mean(dim=1)
+    # the directions that tell classes apart, each in favour of itself.
     # Each sample widens the spread in its own direction, which brings it nearer to the class that it was given, the
     # more, the fewer samples there are for a direction.
     most = max(_FEW_DIRECTIONS, len(labels) // _PER_DIRECTION)
     whitened = whiten(leading(embeddings, most), labels, agreement)
     candidates = find_candidates(labels, similarities, neighbours)
-    model = _first_model(candidates, whitened, labels)
-    folds = deal(labels)
-    parts = [(folds == fold).nonzero().squeeze(1) for fold in range(FOLDS)]
-    found = []
-    for fold, part in enumerate(parts):
-        rest = torch.cat(parts[:fold] + parts[fold + 1 :])
-        evidence = weigh_candidates(candidates, whitened, labels, (folds != fold).float(), rest)
-        trust = model(evidence).trust().float()
-        trusted = torch.zeros_like(agreement).index_copy_(0, rest, trust)
-        found.append(weigh_candidates(candidates, whitened, labels, trusted, part))
-    back = torch.cat(parts).argsort()
-    evidence = ClassEvidence(
-        *(torch.cat(columns)[back] for columns in zip(*map(_columns, found), strict=True))
-    )
+
+    def weigh(trust: Tensor, rows: Tensor) -> ClassEvidence:
+        return weigh_candidates(candidates, whitened, labels, trust, rows)
+
+    others = [folds != fold for fold in range(FOLDS)]
+    everyone = [asked.float() for asked in others]
+    agreed_with = [_agreed_with(by_others[:, fold], labels, asked) for fold, asked in enumerate(others)]
+    some_rows = some(len(labels), _FIRST, labels.device)
+    shown = [some_rows[folds[some_rows] == fold] for fold in range(FOLDS)]
+    # Both are judged by labels that have no say, so that the better one is the one that makes them more likely.
+    begun = []
+    for trusts in (everyone, agreed_with):
+        model = LabelModel(int(labels.max()) + 1)
+        loss = model.fit(_joined(list(map(weigh, trusts, shown))))
+        begun.append((loss, model, trusts))
+    _, model, trusts = min(begun, key=lambda beginning: beginning[0])
+    parts, found = [], []
+    for fold, asked in enumerate(others):
+        rest = asked.nonzero().squeeze(1)
+        trust = model(weigh(trusts[fold], rest)).trust().float()
+        parts.append((~asked).nonzero().squeeze(1))
+        found.append(weigh(torch.zeros_like(agreement).index_copy_(0, rest, trust), parts[fold]))
+    evidence = _joined(found)[torch.cat(parts).argsort()]
     model.fit(evidence)
     model.raise_rate(evidence, least_rate(whitened, labels, model(evidence).classes[:, 0].float()))
     model.count_pairs(evidence)
@@ -134,9 +144,8 @@ def least_rate(whitened: Tensor, labels: Tensor, trust: Tensor) -> float:
     balls = ClassBalls(whitened, labels, trust)
     if len(balls.mass) < 6:
         return 0.0
-    step = -(-len(labels) // _RANKED)
     shown = []
-    for part in torch.split(torch.arange(0, len(labels), step, device=labels.device), 512):
+    for part in torch.split(some(len(labels), _RANKED, labels.device), 512):
         given = labels[part]
         scores = balls.density(whitened[part], given, trust[part])
         own = scores.gather(1, given[:, None]).squeeze(1)
@@ -155,8 +164,8 @@ def vote_odds(model: LabelModel, evidence: ClassEvidence, candidates: Candidates
         evidence: on all N samples.
         candidates: of these.
     """
-    step = -(-len(candidates.given_voted) // _FIRST)
-    evidence, given_voted = evidence[::step], candidates.given_voted[::step]
+    voters = some(len(candidates.given_voted), _FIRST, candidates.given_voted.device)
+    evidence, given_voted = evidence[voters], candidates.given_voted[voters]
     prior, right = model.prior(evidence), model(evidence).classes[:, 0]
     voted = (prior[:, 1 : candidates.voted.shape[1]].sum(dim=1) + prior[:, 0] * given_voted).double()
     low, high = 1.0, _MOST_VOTE_ODDS
@@ -171,26 +180,36 @@ def vote_odds(model: LabelModel, evidence: ClassEvidence, candidates: Candidates
     return low
 
 
-def deal(labels: Tensor) -> Tensor:
-    """A fold for each sample, (N,): those of a class are spread evenly, in an order without meaning."""
-    generator = torch.Generator().manual_seed(0)
-    shuffled = torch.randperm(len(labels), generator=generator).to(labels.device)
-    order = shuffled[labels[shuffled].argsort(stable=True)]  # by class
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(labels), device=labels.device)
-    return place % FOLDS
+def _agreement(labels: Tensor, near: Tensor, folds: Tensor) -> tuple[Tensor, Tensor]:
+    """Share in [0, 1] of each sample's neighbours that have its label, (N,), and of those not in each fold (N, F)."""
+    same, of_neighbour = (labels[near] == labels[:, None]).float(), folds[near]
+    none = same.new_zeros(len(labels), FOLDS)
+    agreeing = none.scatter_add(1, of_neighbour, same)
+    there = none.scatter_add(1, of_neighbour, torch.ones_like(same))
+    whole = agreeing.sum(dim=1, keepdim=True)
+    others = (whole - agreeing) / (near.shape[1] - there).clamp(min=1)
+    return whole.squeeze(1) / near.shape[1], others
 
 
-def _columns(evidence: ClassEvidence) -> tuple[Tensor, ...]:
-    return tuple(vars(evidence).values())
+def _agreed_with(agreement: Tensor, labels: Tensor, asked: Tensor) -> Tensor:
+    """Weight (N,) in [0, 1] of each sample before anything is known: its neighbours' agreement, as its class goes.
+
+    Where all are trusted alike, a class that is often taken for one other lies between the two, and its wrong labels
+    are taken for hard samples. But where neighbours know little, those who agree are not the better ones.
+
+    Args:
+        agreement: (N,) share of the neighbours that have a sample's label.
+        labels: (N,) given labels.
+        asked: (N,) whether a sample has a say.
+    """
+    agreement = agreement * asked
+    best = agreement.new_zeros(int(labels.max()) + 1).scatter_reduce(0, labels, agreement, "amax")[labels]
+    return torch.where(best > 0, agreement / best.clamp(min=1e-9), asked.float())
 
 
-def _first_model(candidates: Candidates, whitened: Tensor, labels: Tensor) -> LabelModel:
-    """The model as fitted to some of the samples with everyone trusted."""
-    rows = torch.arange(0, len(labels), -(-len(labels) // _FIRST), device=labels.device)
-    model = LabelModel(int(labels.max()) + 1)
-    model.fit(weigh_candidates(candidates, whitened, labels, torch.ones_like(whitened[:, 0]), rows))
-    return model
+def _joined(found: list[ClassEvidence]) -> ClassEvidence:
+    columns = zip(*(vars(evidence).values() for evidence in found), strict=True)
+    return ClassEvidence(*map(torch.cat, columns))
 
 
 def _in_a_heap(belief: Posterior, labels: Tensor) -> Tensor:
@@ -199,11 +218,9 @@ def _in_a_heap(belief: Posterior, labels: Tensor) -> Tensor:
     It is a heap of samples of other classes, which meet everywhere and so look like a rare class; or else the embedding
     does not know it. Either is as likely, where it knows most others.
     """
-    members = torch.bincount(labels)
-    wins = belief.wins.new_zeros(len(members), dtype=torch.float64).index_add_(
-        0, labels, belief.wins.double()
-    )
-    rarely = (members >= _HEAP) & (wins < _RARELY * members * belief.wins.double().mean())
+    expected = torch.bincount(labels) * belief.wins.double().mean()
+    wins = torch.zeros_like(expected).index_add_(0, labels, belief.wins.double())
+    rarely = (expected >= _HEAP) & (wins < _RARELY * expected)
     return rarely[labels] & (belief.knowledge > 0.5)
 
 
@@ -241,5 +258,5 @@ def _judgement(
         chances=torch.cat([clean[:, None], others], dim=1),
         nowhere=nowhere + other_kind,
         other_kind=other_kind,
-        confusion=model.confusion(evidence),
+        confusion=model.confusion(),
     )

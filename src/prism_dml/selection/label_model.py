@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch.nn.functional import softplus
 
 from prism_dml.selection.candidates import DRAWN, ClassEvidence
 from prism_dml.selection.confident_joint import confident_joint
+from prism_dml.selection.draw import some
 
 # Of the parameters b (before softplus) and r, below: the middle of a Gaussian prior, and one over its variance. b is
 # held to a slope of about 1, as where densities are right: of few samples that are all about equally clear, "all are
@@ -18,11 +20,15 @@ from prism_dml.selection.confident_joint import confident_joint
 # differ by less than the model is off, so b is held the firmer, the more there are; for a few hundred that is too firm.
 _PRIOR, _STRENGTH = (0.5, -3.0), (1.0, 0.2)
 _FIRMER_FROM, _FIRMEST = 250, 10.0  # samples from which on b's is more, in proportion, up to so many times
+# Of the prior of what a class adds to r, over the share of labels that are of it. Where classes are few, labels that
+# are wrong in some only are else taken for those of hard classes; among many a wrong label stands out by itself. And of
+# a class with hardly a member it could be said that all samples near it are its own, wrongly labelled.
+_CLASS_STRENGTH = 0.2
 _FLIP_STRENGTH = (
     5.0  # of the prior of each flip's logarithm: as if seen some five times as often as any other
 )
 _PER_FLIP = (
-    50  # samples for each pair of classes, from which on the pairs' own shares of wrong labels are fitted
+    25  # samples for each pair of classes, from which on the pairs' own shares of wrong labels are fitted
 )
 _SEEN_EACH = 5.0  # samples of each class with each label, before they are counted: no mistake is impossible
 _LEAST_MISSED = 1e-6  # of the labels of a class, so that there is an interval
@@ -61,14 +67,28 @@ class Posterior:
         return 1 - (2 * self.knowledge).clamp(max=1) * (1 - self.classes[:, 0])
 
 
+class _Parameters(NamedTuple):
+    """What is fitted.
+
+    Attributes:
+        all_classes: (2,) b before softplus, and the logit of r.
+        each_class: (C,) what is added to that logit.
+        flips: (C, C) logarithms of f_kl, up to a constant for each k; None: all alike.
+    """
+
+    all_classes: Tensor
+    each_class: Tensor
+    flips: Tensor | None = None
+
+
 class LabelModel:
     """A class for each sample from the evidence, and then, with some probability, a label that is wrong.
 
     Class k has the probability p_k ~ exp(b density_k); samples far from everything are of no class. The label is the
-    true class k with probability 1 - r, else another class l with a probability f_kl: any alike, or, where there are
-    few classes and many samples, more often those that it is mistaken for. b, r and f are those that make the given
-    labels most likely. As the labels are known, that needs no truth. Which pairs of classes are mistaken for each other
-    is then better counted (`count_pairs`).
+    true class k with probability 1 - r_k, else another class l with a probability f_kl: any alike, or, where there are
+    few classes and many samples, more often those that it is mistaken for. r_k is about r, the more so the more classes
+    there are. b, r, r_k and f are those that make the given labels most likely. As the labels are known, that needs no
+    truth. Which pairs of classes are mistaken for each other is then better counted (`count_pairs`).
 
     Where the evidence is weak, hard samples and wrong labels explain the same data; the likelihood then takes most for
     hard, and a rate known to be exceeded decides (`raise_rate`).
@@ -79,9 +99,8 @@ class LabelModel:
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
-        self.parameters = torch.tensor(_PRIOR, dtype=torch.float64)
-        self.flips: Tensor | None = (
-            None  # (C, C) logarithms of f_kl, up to a constant for each k; None: all alike
+        self.parameters = _Parameters(
+            torch.tensor(_PRIOR, dtype=torch.float64), torch.zeros(num_classes, dtype=torch.float64)
         )
         self._joint_counts: Tensor | None = None  # (C, C) see `confident_joint`
         self._pairs: Tensor | None = None  # (C, C) how often class k is given label l; None: as fitted
@@ -89,26 +108,27 @@ class LabelModel:
     def fit(self, evidence: ClassEvidence) -> float:
         """Fit the parameters to n samples; returns the mean loss (negative log-likelihood of their labels)."""
         evidence = self._fitted_to(evidence).filled()
-        enough = len(evidence.density) >= _PER_FLIP * self.num_classes**2
-        parameters = self.parameters.clone().requires_grad_(True)
-        free = [parameters]
-        if enough:
-            start = torch.zeros(self.num_classes, self.num_classes, dtype=torch.float64)
-            free.append((start if self.flips is None else self.flips.clone()).requires_grad_(True))
+        flips = self.parameters.flips
+        if len(evidence.density) < _PER_FLIP * self.num_classes**2:
+            flips = None
+        elif flips is None:
+            flips = torch.zeros(self.num_classes, self.num_classes, dtype=torch.float64)
+        start = self.parameters._replace(flips=flips)
+        free = [values.clone().requires_grad_(True) for values in start if values is not None]
+        parameters = _Parameters(*free)
         optimizer = torch.optim.LBFGS(free, max_iter=100, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            loss = self._loss(parameters, free[1] if enough else None, evidence)
+            loss = self._loss(parameters, evidence)
             loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
         with torch.enable_grad():
             optimizer.step(closure)  # type: ignore[no-untyped-call]
         self._joint_counts = self._pairs = None
-        self.parameters = parameters.detach()
-        self.flips = free[1].detach() if enough else None
-        return float(self._loss(self.parameters, self.flips, evidence))
+        self.parameters = _Parameters(*(values.detach() for values in free))
+        return float(self._loss(self.parameters, evidence))
 
     @torch.no_grad()
     def raise_rate(self, evidence: ClassEvidence, least: float) -> None:
@@ -118,30 +138,32 @@ class LabelModel:
         """
         self._joint_counts = self._pairs = None  # of the rate before
         evidence = self._fitted_to(evidence)
-        low, high = self.parameters[1].clone(), self.parameters.new_tensor(10.0)
+        slope, start = self.parameters.all_classes
+        low, high = start, start.new_tensor(10.0)
         if 1 - self(evidence).classes[:, 0].mean() >= least:
             return
         for _ in range(_HALVINGS):
-            self.parameters[1] = (low + high) / 2
+            rate = (low + high) / 2
+            self.parameters = self.parameters._replace(all_classes=torch.stack([slope, rate]))
             if 1 - self(evidence).classes[:, 0].mean() < least:
-                low = self.parameters[1].clone()
+                low = rate
             else:
-                high = self.parameters[1].clone()
+                high = rate
 
     @torch.no_grad()
     def count_pairs(self, evidence: ClassEvidence) -> None:
         """Where pairs of classes were fitted, take from counting instead which class is mistaken for which.
 
-        The mean probability of a wrong label stays as fitted, see `confusion`; counting says which labels they are. So
-        classes need not be wrong equally often. After `raise_rate`.
+        The mean probability of a wrong label stays as fitted, see `confusion`; counting says which labels they are.
+        After `raise_rate`.
         """
-        if self.flips is None:
+        if self.parameters.flips is None:
             return
         evidence = self._fitted_to(evidence)
         wrong = 1 - self(evidence).classes[:, 0].mean()
-        prior, outside = self._prior(self.parameters, evidence)
+        prior, outside = self._prior(self.parameters.all_classes, evidence)
         self._joint_counts = confident_joint(prior, evidence.classes, self.num_classes) + _SEEN_EACH
-        right, counted = _right_and_counted(self._joint_counts)
+        right, counted = torch.eye(self.num_classes).to(self._joint_counts), self._counted(self._joint_counts)
         known, label = self._explain(prior, outside, _seen(right, evidence))
         doubted, label_doubted = self._explain(prior, outside, _seen(counted, evidence))
 
@@ -169,62 +191,73 @@ class LabelModel:
     @torch.no_grad()
     def prior(self, evidence: ClassEvidence) -> Tensor:
         """Probability (n, M) of each candidate before the label is seen, were all of some class."""
-        return self._prior(self.parameters, evidence)[0]
+        return self._prior(self.parameters.all_classes, evidence)[0]
 
     @torch.no_grad()
-    def confusion(self, evidence: ClassEvidence) -> Tensor | None:
+    def confusion(self) -> Tensor | None:
         """How often class k is given label l, (C, C), float32; None where wrong labels are taken to be any alike.
 
         Between two answers. The likelihood, by which the rate is found, takes a sample for hard where people took one
         class for the other: too few wrong labels. Counting takes hard samples for wrong ones: too many. Which class is
-        taken for which is as counted (`confident_joint`), how often is the geometric mean of both shares.
+        taken for which is as counted (`confident_joint`), how often is the geometric mean of both, for each class.
         """
         if self._joint_counts is None:
             return None
-        right, counted = _right_and_counted(self._joint_counts)
-        found = 1 - self(evidence).classes[:, 0].mean()
-        missed = 1 - self._joint_counts.trace() / self._joint_counts.sum()
-        return right.lerp(counted, float((found / missed.clamp(min=1e-9)).clamp(0, 1).sqrt())).float()
+        return self._counted(self._joint_counts).float()
 
     def rate_error(self, evidence: ClassEvidence) -> float:
         """Standard error of the mean probability of a wrong label: of the parameters, and of n draws."""
         evidence = self._fitted_to(evidence)
-        parameters = self.parameters.clone().requires_grad_(True)
+        common = self.parameters.all_classes.clone().requires_grad_(True)
         with torch.enable_grad():
-            wrong = 1 - self._posterior(parameters, evidence).classes[:, 0]
-            (slope,) = torch.autograd.grad(wrong.mean(), parameters)
+            wrong = 1 - self._posterior(self.parameters._replace(all_classes=common), evidence).classes[:, 0]
+            (slope,) = torch.autograd.grad(wrong.mean(), common)
             curvature = torch.autograd.functional.hessian(  # type: ignore[no-untyped-call]
-                lambda values: self._loss(values, self.flips, evidence), parameters.detach()
+                lambda values: self._loss(self.parameters._replace(all_classes=values), evidence),
+                common.detach(),
             )
         covariance = torch.linalg.pinv(curvature, hermitian=True) / len(wrong)
         drawn = (wrong * (1 - wrong)).detach().mean() / len(wrong)
         return math.sqrt(float((slope @ covariance @ slope).clamp(min=0) + drawn))
 
-    def _fitted_to(self, evidence: ClassEvidence) -> ClassEvidence:
-        step = math.ceil(len(evidence.affinity) / _MOST_FITTED)
-        return evidence[slice(None, None, step)]
+    def _counted(self, counts: Tensor) -> Tensor:
+        """How often each class has each label, (C, C), by counting and the fitted rates; see `confusion`."""
+        shares = counts / counts.sum(dim=1, keepdim=True)
+        missed = (1 - shares.diagonal()).clamp(min=_LEAST_MISSED)
+        wrong = (
+            (self.parameters.all_classes[1] + self.parameters.each_class).sigmoid().to(missed) * missed
+        ).sqrt()
+        return torch.diag(1 - wrong) + shares.fill_diagonal_(0) * (wrong / missed)[:, None]
 
-    def _loss(self, parameters: Tensor, flips: Tensor | None, evidence: ClassEvidence) -> Tensor:
-        prior, strength = (torch.tensor(pair, dtype=parameters.dtype) for pair in (_PRIOR, _STRENGTH))
-        prior_of_class, outside = self._prior(parameters, evidence)
-        _, label = self._explain(prior_of_class, outside, self._flipped(parameters, flips, evidence))
+    def _fitted_to(self, evidence: ClassEvidence) -> ClassEvidence:
+        return evidence[some(len(evidence.affinity), _MOST_FITTED, evidence.affinity.device)]
+
+    def _loss(self, parameters: _Parameters, evidence: ClassEvidence) -> Tensor:
+        common, each_class, flips = parameters
+        prior, strength = (torch.tensor(pair, dtype=common.dtype) for pair in (_PRIOR, _STRENGTH))
+        prior_of_class, outside = self._prior(common, evidence)
+        _, label = self._explain(prior_of_class, outside, self._flipped(parameters, evidence))
         strength[0] *= min(max(len(label) / _FIRMER_FROM, 1.0), _FIRMEST)
-        penalty = (strength * (parameters - prior) ** 2).sum() / 2
+        penalty = (strength * (common - prior) ** 2).sum()
+        given = torch.bincount(evidence.classes[:, 0], minlength=self.num_classes)
+        penalty = (
+            penalty + _CLASS_STRENGTH * len(label) * (each_class**2 / given.clamp(min=1).to(each_class)).sum()
+        )
         if flips is not None:
-            penalty = penalty + _FLIP_STRENGTH / 2 * (flips**2).sum()
-        return penalty / len(label) - label.log().mean()
+            penalty = penalty + _FLIP_STRENGTH * (flips**2).sum()
+        return penalty / (2 * len(label)) - label.log().mean()
 
     def _posterior(
-        self, parameters: Tensor, evidence: ClassEvidence, pairs: Tensor | None = None
+        self, parameters: _Parameters, evidence: ClassEvidence, pairs: Tensor | None = None
     ) -> Posterior:
-        prior, outside = self._prior(parameters, evidence)
-        seen = self._flipped(parameters, self.flips, evidence) if pairs is None else _seen(pairs, evidence)
+        prior, outside = self._prior(parameters.all_classes, evidence)
+        seen = self._flipped(parameters, evidence) if pairs is None else _seen(pairs, evidence)
         classes, label = self._explain(prior, outside, seen)
         return Posterior(classes / label[:, None], prior[:, 0] >= prior[:, :-DRAWN].amax(dim=1))
 
-    def _prior(self, parameters: Tensor, evidence: ClassEvidence) -> tuple[Tensor, Tensor]:
+    def _prior(self, common: Tensor, evidence: ClassEvidence) -> tuple[Tensor, Tensor]:
         """Probability of each candidate (n, M), were all of some class, and of no class (n,)."""
-        slope = softplus(parameters[0].to(evidence.density.device))
+        slope = softplus(common[0].to(evidence.density.device))
         scores = slope * evidence.density + evidence.stands_for.log()  # (n, M); -inf: no such column
         # Nobody knows what a class without other members looks like: it is as probable as any.
         blank = scores[:, 1:].logsumexp(dim=1) - math.log(self.num_classes - 1)
@@ -237,23 +270,19 @@ class LabelModel:
         classes = prior * seen * (1 - outside[:, None])
         return classes, (classes.sum(dim=1) + outside / self.num_classes).clamp(min=1e-30)
 
-    def _flipped(self, parameters: Tensor, flips: Tensor | None, evidence: ClassEvidence) -> Tensor:
+    def _flipped(self, parameters: _Parameters, evidence: ClassEvidence) -> Tensor:
         """How often each candidate class has the given label, (n, M), as fitted."""
-        wrong = parameters[1].to(evidence.density.device).sigmoid()
+        common, each_class, flips = parameters
+        wrong = (common[1] + each_class).to(evidence.density.device).sigmoid()[evidence.classes]  # (n, M)
         if flips is None:
-            chance = (wrong / (self.num_classes - 1)).expand(evidence.classes.shape)
+            chance = wrong / (self.num_classes - 1)
         else:
             itself = torch.eye(self.num_classes, dtype=torch.bool, device=wrong.device)
             flip = flips.to(wrong).masked_fill(itself, -torch.inf).softmax(dim=1)
             chance = wrong * _seen(flip, evidence)
-        return torch.cat([(1 - wrong).expand_as(chance[:, :1]), chance[:, 1:]], dim=1)
+        return torch.cat([1 - wrong[:, :1], chance[:, 1:]], dim=1)
 
 
 def _seen(pairs: Tensor, evidence: ClassEvidence) -> Tensor:
     """How often each candidate class has the given label, (n, M), by how often each has each, (C, C)."""
     return pairs[evidence.classes, evidence.classes[:, :1]]
-
-
-def _right_and_counted(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """How often each class has each label, (C, C), if none is wrong, and as counted."""
-    return torch.eye(len(counts)).to(counts), counts / counts.sum(dim=1, keepdim=True)
