@@ -47,6 +47,17 @@ def test_the_next_command_can_be_pasted(prism, image_folder, tmp_path):
         assert prism(*arguments)[0] == 0
 
 
+def test_the_next_command_puts_up_with_as_many_unreadable_images(prism, image_folder, tmp_path):
+    data = image_folder / "train"
+    next(file for file in sorted(data.rglob("*")) if file.is_file()).write_bytes(b"nothing")
+    arguments = ("train", data, "--max-unreadable", 0.5, "--out", tmp_path / "run", *QUICK)
+    status, shown, error = prism(*arguments)
+    assert status == 0, error
+    _, *following = shlex.split(shown.splitlines()[-1].removeprefix("Next: "))
+    assert following[-2:] == ["--max-unreadable", "0.5"]
+    assert prism(*following)[0] == 0
+
+
 def test_a_finished_run_cannot_be_gone_on_with(prism, image_folder, tmp_path):
     arguments = ("train", image_folder, "--out", tmp_path / "run", *QUICK)
     assert prism(*arguments)[0] == 0

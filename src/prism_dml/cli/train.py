@@ -40,10 +40,10 @@ def train(
     if json:
         print_json({"out": str(run), **result})
     else:
-        _show(run, data, result)
+        _show(run, data, config, result)
 
 
-def _show(run: Path, data: str, result: dict[str, Any]) -> None:
+def _show(run: Path, data: str, config: TrainConfig, result: dict[str, Any]) -> None:
     settings = json.loads((run / "run.json").read_text(encoding="utf-8"))["settings"]
     learned = f"{settings['num_samples']:,} images of {settings['num_classes']:,} classes"
     rows = [("Learned from", learned), *_measures(result)]
@@ -51,6 +51,8 @@ def _show(run: Path, data: str, result: dict[str, Any]) -> None:
     command = ["prism", "evaluate", str(run), data]
     if "test" not in settings["splits"]:  # an evaluation on the images just learned from says little
         command = ["prism", "audit", str(run), data, "--out", str(run / "audit")]
+    if config.max_unreadable != TrainConfig.max_unreadable:
+        command += ["--max-unreadable", str(config.max_unreadable)]
     print(f"Next: {shlex.join(command)}")
 
 
