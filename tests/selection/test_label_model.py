@@ -44,8 +44,8 @@ def test_density_is_that_without_the_sample_itself(sample):
     balls = ClassBalls(rows, labels, trust)
     density = balls.density(rows, labels, trust)
     classes = torch.stack([labels, (labels + 1) % 6, (labels + 4) % 6], dim=1)
-    some = balls.density(rows, labels, trust, classes)
-    torch.testing.assert_close(some, density.gather(1, classes), atol=1e-5, rtol=1e-5)
+    listed = balls.density(rows, labels, trust, classes)
+    torch.testing.assert_close(listed, density.gather(1, classes), atol=1e-5, rtol=1e-5)
     for i in range(0, 80, 7):
         for k in range(6):
             fellows = (labels == k) & (torch.arange(80) != i)
@@ -69,8 +69,8 @@ def test_voters_name_the_most_voted_classes():
         assert (candidates.voted[i] == named).all()
         assert candidates.given_voted[i] == (own >= votes[named].min())
     rows = torch.tensor([3, 50])
-    some = find_candidates(labels, similarities, neighbours, rows)
-    for whole, part in zip(vars(candidates).values(), vars(some).values(), strict=True):
+    asked = find_candidates(labels, similarities, neighbours, rows)
+    for whole, part in zip(vars(candidates).values(), vars(asked).values(), strict=True):
         assert (whole[rows] == part).all()
 
 
@@ -477,6 +477,20 @@ def test_classes_need_not_be_wrong_equally_often(monkeypatch, fitted: int):
     found = judge_labels(rows, labels, *nearest(rows))
     assert found.noise_rate == pytest.approx(float(wrong.float().mean()), abs=0.03)
     assert roc_auc_score(~wrong, found.clean_probability) > 0.99
+
+
+@pytest.mark.parametrize(
+    "sizes", [[100, 1], [500] + [1] * 6, [900, 50], [int(300 * 0.84**k) for k in range(30)]], ids=str
+)
+def test_right_labels_of_rare_classes_are_believed(sizes: list[int]):
+    """Were small classes free to have rates of their own, all near them would be theirs, wrongly labelled."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes).clamp(min=1))
+    rows = torch.randn(len(sizes), 16, generator=generator)[labels]
+    rows = torch.nn.functional.normalize(rows + torch.randn(len(labels), 16, generator=generator), dim=1)
+    found = judge_labels(rows, labels, *nearest(rows))
+    assert found.noise_rate < 0.03
+    assert (found.clean_probability < 0.5).float().mean() < 0.02
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])

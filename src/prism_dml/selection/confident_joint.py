@@ -35,3 +35,16 @@ def confident_joint(prior: Tensor, candidates: Tensor, num_classes: int) -> Tens
     joint = joint / joint.sum(dim=0).clamp(min=1) * members
     right = torch.eye(num_classes).to(joint)
     return torch.where(joint.sum(dim=1, keepdim=True) == 0, right, joint)
+
+
+def expected_pairs(counts: Tensor, wrong: Tensor) -> Tensor:
+    """How often each class has each label, (C, C): the wrong ones as counted, as often as both say, geometric mean.
+
+    Args:
+        counts: (C, C) samples of each class with each label, above 0.
+        wrong: (C,) share of wrong labels of each class by another estimate.
+    """
+    shares = counts / counts.sum(dim=1, keepdim=True)
+    counted = 1 - shares.diagonal()
+    wrong = (wrong * counted).sqrt()
+    return torch.diag(1 - wrong) + shares.fill_diagonal_(0) * (wrong / counted)[:, None]

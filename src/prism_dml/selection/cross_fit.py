@@ -26,6 +26,7 @@ FOLDS = 5
 _RANKED = 20_000  # samples whose given class is ranked among all
 _HEAP = 5  # members of a class that would win elsewhere: it is by chance that none of fewer does
 _FIRST = 10_000  # samples that the first model is fitted to
+_TOGETHER = 1 << 16  # samples whose neighbours are looked at together
 _NEAR = 1 / 8  # of the data: the neighbours whose agreement says how far a sample counts, at most,
 _LEAST_NEIGHBOURS = 3  # and at least
 _MOST_VOTE_ODDS = 100.0  # where all right labels are voted for, any would do
@@ -80,8 +81,8 @@ def judge_labels(
 
     Trust is the probability that a label is right. What a label says of its fellows comes back to it through their
     trust, and wrong labels then confirm each other. So the samples are judged in folds, by the trust of the samples of
-    other folds, which itself comes from other folds only. It begins with everyone alike, or with those whose
-    neighbours agree with them.
+    other folds, which itself comes from these only. It begins with everyone alike, or with those whose neighbours agree
+    with them.
 
     Args:
         embeddings: (N, D) float32 unit vectors.
@@ -182,13 +183,17 @@ def vote_odds(model: LabelModel, evidence: ClassEvidence, candidates: Candidates
 
 def _agreement(labels: Tensor, near: Tensor, folds: Tensor) -> tuple[Tensor, Tensor]:
     """Share in [0, 1] of each sample's neighbours that have its label, (N,), and of those not in each fold (N, F)."""
-    same, of_neighbour = (labels[near] == labels[:, None]).float(), folds[near]
-    none = same.new_zeros(len(labels), FOLDS)
-    agreeing = none.scatter_add(1, of_neighbour, same)
-    there = none.scatter_add(1, of_neighbour, torch.ones_like(same))
-    whole = agreeing.sum(dim=1, keepdim=True)
-    others = (whole - agreeing) / (near.shape[1] - there).clamp(min=1)
-    return whole.squeeze(1) / near.shape[1], others
+    parts = []
+    for own, theirs in zip(torch.split(labels, _TOGETHER), torch.split(near, _TOGETHER), strict=True):
+        same, of_neighbour = (labels[theirs] == own[:, None]).float(), folds[theirs]
+        none = same.new_zeros(len(own), FOLDS)
+        agreeing = none.scatter_add(1, of_neighbour, same)
+        there = none.scatter_add(1, of_neighbour, torch.ones_like(same))
+        whole = agreeing.sum(dim=1, keepdim=True)
+        others = (whole - agreeing) / (near.shape[1] - there).clamp(min=1)
+        parts.append((whole.squeeze(1) / near.shape[1], others))
+    whole, others = map(torch.cat, zip(*parts, strict=True))
+    return whole, others
 
 
 def _agreed_with(agreement: Tensor, labels: Tensor, asked: Tensor) -> Tensor:

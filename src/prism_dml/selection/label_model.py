@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from prism_dml.selection.candidates import DRAWN, ClassEvidence
-from prism_dml.selection.confident_joint import confident_joint
+from prism_dml.selection.confident_joint import confident_joint, expected_pairs
 from prism_dml.selection.draw import some
 
 # Of the parameters b (before softplus) and r, below: the middle of a Gaussian prior, and one over its variance. b is
@@ -20,9 +20,9 @@ from prism_dml.selection.draw import some
 # differ by less than the model is off, so b is held the firmer, the more there are; for a few hundred that is too firm.
 _PRIOR, _STRENGTH = (0.5, -3.0), (1.0, 0.2)
 _FIRMER_FROM, _FIRMEST = 250, 10.0  # samples from which on b's is more, in proportion, up to so many times
-# Of the prior of what a class adds to r, over the share of labels that are of it. Where classes are few, labels that
-# are wrong in some only are else taken for those of hard classes; among many a wrong label stands out by itself. And of
-# a class with hardly a member it could be said that all samples near it are its own, wrongly labelled.
+# Of the prior of what a class adds to r, for each class there is: where these are few, labels that are wrong in some
+# only are else taken for those of hard classes; among many a wrong label stands out by itself. And more by the cube of
+# how much smaller a class is than the mean: of one with hardly a member it could be said that all near it are its own.
 _CLASS_STRENGTH = 0.2
 _FLIP_STRENGTH = (
     5.0  # of the prior of each flip's logarithm: as if seen some five times as often as any other
@@ -87,8 +87,8 @@ class LabelModel:
     Class k has the probability p_k ~ exp(b density_k); samples far from everything are of no class. The label is the
     true class k with probability 1 - r_k, else another class l with a probability f_kl: any alike, or, where there are
     few classes and many samples, more often those that it is mistaken for. r_k is about r, the more so the more classes
-    there are. b, r, r_k and f are those that make the given labels most likely. As the labels are known, that needs no
-    truth. Which pairs of classes are mistaken for each other is then better counted (`count_pairs`).
+    there are and the fewer members this one has. b, r, r_k and f are those that make the given labels most likely. As
+    these are known, that needs no truth. Which classes are mistaken for which is then better counted (`count_pairs`).
 
     Where the evidence is weak, hard samples and wrong labels explain the same data; the likelihood then takes most for
     hard, and a rate known to be exceeded decides (`raise_rate`).
@@ -106,7 +106,7 @@ class LabelModel:
         self._pairs: Tensor | None = None  # (C, C) how often class k is given label l; None: as fitted
 
     def fit(self, evidence: ClassEvidence) -> float:
-        """Fit the parameters to n samples; returns the mean loss (negative log-likelihood of their labels)."""
+        """Fit the parameters to n samples; returns the mean loss, of likelihood and prior."""
         evidence = self._fitted_to(evidence).filled()
         flips = self.parameters.flips
         if len(evidence.density) < _PER_FLIP * self.num_classes**2:
@@ -116,7 +116,7 @@ class LabelModel:
         start = self.parameters._replace(flips=flips)
         free = [values.clone().requires_grad_(True) for values in start if values is not None]
         parameters = _Parameters(*free)
-        optimizer = torch.optim.LBFGS(free, max_iter=100, line_search_fn="strong_wolfe")
+        optimizer = torch.optim.LBFGS(free, max_iter=100, history_size=20, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
             optimizer.zero_grad()
@@ -127,7 +127,8 @@ class LabelModel:
         with torch.enable_grad():
             optimizer.step(closure)  # type: ignore[no-untyped-call]
         self._joint_counts = self._pairs = None
-        self.parameters = _Parameters(*(values.detach() for values in free))
+        fitted = _Parameters(*(values.detach() for values in free))
+        self.parameters = _centred(fitted, self._members(evidence))
         return float(self._loss(self.parameters, evidence))
 
     @torch.no_grad()
@@ -206,7 +207,7 @@ class LabelModel:
         return self._counted(self._joint_counts).float()
 
     def rate_error(self, evidence: ClassEvidence) -> float:
-        """Standard error of the mean probability of a wrong label: of the parameters, and of n draws."""
+        """Standard error of the mean probability of a wrong label: of what all classes share, and of n draws."""
         evidence = self._fitted_to(evidence)
         common = self.parameters.all_classes.clone().requires_grad_(True)
         with torch.enable_grad():
@@ -222,30 +223,31 @@ class LabelModel:
 
     def _counted(self, counts: Tensor) -> Tensor:
         """How often each class has each label, (C, C), by counting and the fitted rates; see `confusion`."""
-        shares = counts / counts.sum(dim=1, keepdim=True)
-        missed = (1 - shares.diagonal()).clamp(min=_LEAST_MISSED)
-        wrong = (
-            (self.parameters.all_classes[1] + self.parameters.each_class).sigmoid().to(missed) * missed
-        ).sqrt()
-        return torch.diag(1 - wrong) + shares.fill_diagonal_(0) * (wrong / missed)[:, None]
+        wrong = (self.parameters.all_classes[1] + self.parameters.each_class).sigmoid()
+        return expected_pairs(counts, wrong.to(counts))
 
     def _fitted_to(self, evidence: ClassEvidence) -> ClassEvidence:
         return evidence[some(len(evidence.affinity), _MOST_FITTED, evidence.affinity.device)]
 
     def _loss(self, parameters: _Parameters, evidence: ClassEvidence) -> Tensor:
+        members = self._members(evidence)
+        parameters = _centred(parameters, members)
         common, each_class, flips = parameters
         prior, strength = (torch.tensor(pair, dtype=common.dtype) for pair in (_PRIOR, _STRENGTH))
         prior_of_class, outside = self._prior(common, evidence)
         _, label = self._explain(prior_of_class, outside, self._flipped(parameters, evidence))
         strength[0] *= min(max(len(label) / _FIRMER_FROM, 1.0), _FIRMEST)
         penalty = (strength * (common - prior) ** 2).sum()
-        given = torch.bincount(evidence.classes[:, 0], minlength=self.num_classes)
-        penalty = (
-            penalty + _CLASS_STRENGTH * len(label) * (each_class**2 / given.clamp(min=1).to(each_class)).sum()
-        )
+        smaller = (members.mean() / members.clamp(min=1)).clamp(min=1)
+        penalty = penalty + _CLASS_STRENGTH * self.num_classes * (smaller**3 * each_class**2).sum()
         if flips is not None:
             penalty = penalty + _FLIP_STRENGTH * (flips**2).sum()
         return penalty / (2 * len(label)) - label.log().mean()
+
+    def _members(self, evidence: ClassEvidence) -> Tensor:
+        """Number of samples given each class, (C,) float64."""
+        given = torch.bincount(evidence.classes[:, 0], minlength=self.num_classes)
+        return given.to(self.parameters.each_class)
 
     def _posterior(
         self, parameters: _Parameters, evidence: ClassEvidence, pairs: Tensor | None = None
@@ -281,6 +283,15 @@ class LabelModel:
             flip = flips.to(wrong).masked_fill(itself, -torch.inf).softmax(dim=1)
             chance = wrong * _seen(flip, evidence)
         return torch.cat([1 - wrong[:, :1], chance[:, 1:]], dim=1)
+
+
+def _centred(parameters: _Parameters, members: Tensor) -> _Parameters:
+    """What classes add to r is nothing on average over the samples, (C,) of each class: r is that of all labels.
+
+    Otherwise r would be that of the many classes that are small, which no prior holds to that of the others.
+    """
+    each_class = parameters.each_class
+    return parameters._replace(each_class=each_class - (each_class * members).sum() / members.sum())
 
 
 def _seen(pairs: Tensor, evidence: ClassEvidence) -> Tensor:
