@@ -26,6 +26,7 @@ FOLDS = 5
 _RANKED = 20_000  # samples whose given class is ranked among all
 _HEAP = 5  # members of a class that would win elsewhere: it is by chance that none of fewer does
 _FIRST = 10_000  # samples that the first model is fitted to
+_ALIKE = 5e-3  # difference in the mean log-likelihood of a label that says nothing
 _TOGETHER = 1 << 16  # samples whose neighbours are looked at together
 _NEAR = 1 / 8  # of the data: the neighbours whose agreement says how far a sample counts, at most,
 _LEAST_NEIGHBOURS = 3  # and at least
@@ -118,7 +119,7 @@ def judge_labels(
         model = LabelModel(int(labels.max()) + 1)
         loss = model.fit(_joined(list(map(weigh, trusts, shown))))
         begun.append((loss, model, trusts))
-    _, model, trusts = min(begun, key=lambda beginning: beginning[0])
+    _, model, trusts = begun[0] if begun[0][0] < begun[1][0] - _ALIKE else begun[1]
     parts, found = [], []
     for fold, asked in enumerate(others):
         rest = asked.nonzero().squeeze(1)
