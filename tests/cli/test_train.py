@@ -1,6 +1,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,7 +49,7 @@ def test_the_next_command_can_be_pasted(prism, image_folder, tmp_path):
 
 
 def test_the_next_command_puts_up_with_as_many_unreadable_images(prism, image_folder, tmp_path):
-    data = image_folder / "train"
+    data = shutil.copytree(image_folder / "train", tmp_path / "images")
     next(file for file in sorted(data.rglob("*")) if file.is_file()).write_bytes(b"nothing")
     arguments = ("train", data, "--max-unreadable", 0.5, "--out", tmp_path / "run", *QUICK)
     status, shown, error = prism(*arguments)

@@ -486,7 +486,7 @@ def test_right_labels_of_rare_classes_are_believed(sizes: list[int]):
     """Were small classes free to have rates of their own, all near them would be theirs, wrongly labelled."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes).clamp(min=1))
-    rows = torch.randn(len(sizes), 16, generator=generator)[labels]
+    rows = 1.5 * torch.randn(len(sizes), 16, generator=generator)[labels]
     rows = torch.nn.functional.normalize(rows + torch.randn(len(labels), 16, generator=generator), dim=1)
     found = judge_labels(rows, labels, *nearest(rows))
     assert found.noise_rate < 0.03

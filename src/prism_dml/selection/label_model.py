@@ -24,12 +24,9 @@ _FIRMER_FROM, _FIRMEST = 250, 10.0  # samples from which on b's is more, in prop
 # only are else taken for those of hard classes; among many a wrong label stands out by itself. And more by the cube of
 # how much smaller a class is than the mean: of one with hardly a member it could be said that all near it are its own.
 _CLASS_STRENGTH = 0.2
-_FLIP_STRENGTH = (
-    5.0  # of the prior of each flip's logarithm: as if seen some five times as often as any other
-)
-_PER_FLIP = (
-    25  # samples for each pair of classes, from which on the pairs' own shares of wrong labels are fitted
-)
+_FLIP_STRENGTH = 5.0  # of the prior of each flip's logarithm: as if seen some five times as often
+_PER_FLIP = 25  # samples for each pair of classes, from which on pairs have their own shares of wrong labels
+_SETTLED = 1e-6  # change of the mean loss that says nothing
 _SEEN_EACH = 5.0  # samples of each class with each label, before they are counted: no mistake is impossible
 _LEAST_MISSED = 1e-6  # of the labels of a class, so that there is an interval
 _HALVINGS = 30  # of the interval that the rate is in
@@ -116,7 +113,9 @@ class LabelModel:
         start = self.parameters._replace(flips=flips)
         free = [values.clone().requires_grad_(True) for values in start if values is not None]
         parameters = _Parameters(*free)
-        optimizer = torch.optim.LBFGS(free, max_iter=100, history_size=20, line_search_fn="strong_wolfe")
+        optimizer = torch.optim.LBFGS(
+            free, max_iter=100, history_size=20, tolerance_change=_SETTLED, line_search_fn="strong_wolfe"
+        )
 
         def closure() -> Tensor:
             optimizer.zero_grad()
