@@ -445,7 +445,7 @@ def test_weak_evidence_is_not_taken_for_none():
     for seed in range(4):
         rows, _, labels, *near = made_wrong(40, 60, 0.25, seed, rate=0.8)
         rates.append(judge_labels(rows, labels, *near).noise_rate)
-    assert min(rates) > 0.73 and sum(rates) / 4 == pytest.approx(0.8, abs=0.05)
+    assert min(rates) > 0.74 and sum(rates) / 4 == pytest.approx(0.8, abs=0.05)
 
 
 def test_folds_are_even_and_split_every_class():
@@ -482,14 +482,15 @@ def test_classes_need_not_be_wrong_equally_often(monkeypatch, fitted: int):
 @pytest.mark.parametrize(
     "sizes", [[100, 1], [500] + [1] * 6, [900, 50], [int(300 * 0.84**k) for k in range(30)]], ids=str
 )
-def test_right_labels_of_rare_classes_are_believed(sizes: list[int]):
+@pytest.mark.parametrize("clearness, most", [(1.5, 0.03), (1.0, 0.1)])
+def test_right_labels_of_rare_classes_are_believed(sizes: list[int], clearness: float, most: float):
     """Were small classes free to have rates of their own, all near them would be theirs, wrongly labelled."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes).clamp(min=1))
-    rows = 1.5 * torch.randn(len(sizes), 16, generator=generator)[labels]
+    rows = clearness * torch.randn(len(sizes), 16, generator=generator)[labels]
     rows = torch.nn.functional.normalize(rows + torch.randn(len(labels), 16, generator=generator), dim=1)
     found = judge_labels(rows, labels, *nearest(rows))
-    assert found.noise_rate < 0.03
+    assert found.noise_rate < most
     assert (found.clean_probability < 0.5).float().mean() < 0.02
 
 
