@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -38,7 +40,7 @@ class Candidates:
         voted: (N, MOST_VOTED) the given class, then those with the most votes; -1: no more. Fewer columns where
             there are fewer neighbours.
         given_voted: (N,) bool, whether the given class has as many votes as the last of those.
-        drawn: (N, DRAWN) classes drawn at random.
+        drawn: (N, M) classes drawn at random, see `count_drawn`.
         neighbours: (N, K) sample numbers of the nearest neighbours, best first.
         kernel: (N, K) weight of each neighbour's vote, in [0, 1].
         affinity: (N,) similarity to the nearest neighbour, in interquartile ranges from the median.
@@ -58,7 +60,8 @@ class ClassEvidence:
     """What is known of n samples and M candidate classes of each.
 
     Attributes:
-        classes: (n, M) class numbers: those voted for, see `Candidates`, the most likely others, and DRAWN drawn ones.
+        classes: (n, M) class numbers: those voted for, see `Candidates`, the most likely others, and the drawn ones,
+            see `count_drawn`.
         density: (n, M) log-density under each candidate as a ball about its trusted members' mean, up to a constant.
         stands_for: (n, M) number of classes that each is an example of; 0: none, the column is empty.
         affinity: (n,) see `Candidates`.
@@ -73,18 +76,52 @@ class ClassEvidence:
 
     def __getitem__(self, rows: Tensor) -> ClassEvidence:
         """The evidence of some of the samples."""
-        return ClassEvidence(*(column[rows] for column in vars(self).values()))
+        return ClassEvidence(*(column[rows] for column in self.columns()))
+
+    @classmethod
+    def joined(cls, parts: Sequence[ClassEvidence]) -> ClassEvidence:
+        """The evidence of all parts' samples, part by part."""
+        return cls(*map(torch.cat, zip(*(part.columns() for part in parts), strict=True)))
+
+    def columns(self) -> tuple[Tensor, ...]:
+        """What it is made of."""
+        return tuple(getattr(self, field.name) for field in fields(self))
+
+    @cached_property
+    def log_stands_for(self) -> Tensor:
+        """Logarithm of `stands_for`, (n, M)."""
+        return self.stands_for.log()
+
+    @cached_property
+    def unknown(self) -> Tensor:
+        """The samples that are not `known`."""
+        return (~self.known).nonzero().squeeze(1)
+
+    def of_classes(self, values: Tensor) -> Tensor:
+        """What there is for each class, (C,), for each candidate, (n, M)."""
+        # not values[classes], whose gradient takes five times as long
+        return values.index_select(0, self.classes.flatten()).view_as(self.classes)
+
+    def of_pairs(self, values: Tensor) -> Tensor:
+        """What there is for each class and label, (C, C), for each candidate and the given label, (n, M)."""
+        places = self.classes * len(values) + self.classes[:, :1]
+        return values.flatten().index_select(0, places.flatten()).view_as(places)
 
     def filled(self) -> ClassEvidence:
         """The evidence without the columns that are empty for all samples, to fit to: of few classes that is most.
 
-        The last DRAWN columns are then no longer the drawn classes.
+        The last columns are then no longer the drawn classes.
         """
         used = (self.stands_for > 0).any(dim=0)
         named, density, stands_for = (
             column[:, used] for column in (self.classes, self.density, self.stands_for)
         )
         return ClassEvidence(named, density, stands_for, self.affinity, self.known)
+
+
+def count_drawn(num_classes: int) -> int:
+    """How many classes are drawn for each sample, the last columns: none where all are likely enough to be named."""
+    return 0 if num_classes <= 1 + MOST_LIKELY else DRAWN
 
 
 def find_candidates(
@@ -106,7 +143,8 @@ def find_candidates(
     ]
     voted, given_voted, kernel = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(num_classes, (len(labels), DRAWN), generator=generator)[rows.cpu()].to(voted)
+    shape = len(labels), count_drawn(num_classes)
+    drawn = torch.randint(num_classes, shape, generator=generator)[rows.cpu()].to(voted)
     return Candidates(
         samples=rows,
         voted=voted,

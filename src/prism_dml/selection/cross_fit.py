@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from prism_dml.selection.candidates import (
-    DRAWN,
     Candidates,
     ClassEvidence,
     find_candidates,
@@ -117,7 +116,7 @@ def judge_labels(
     begun = []
     for trusts in (everyone, agreed_with):
         model = LabelModel(int(labels.max()) + 1)
-        loss = model.fit(_joined(list(map(weigh, trusts, shown))))
+        loss = model.fit(ClassEvidence.joined(list(map(weigh, trusts, shown))))
         begun.append((loss, model, trusts))
     _, model, trusts = begun[0] if begun[0][0] < begun[1][0] - _ALIKE else begun[1]
     parts, found = [], []
@@ -126,7 +125,7 @@ def judge_labels(
         trust = model(weigh(trusts[fold], rest)).trust().float()
         parts.append((~asked).nonzero().squeeze(1))
         found.append(weigh(torch.zeros_like(agreement).index_copy_(0, rest, trust), parts[fold]))
-    evidence = _joined(found)[torch.cat(parts).argsort()]
+    evidence = ClassEvidence.joined(found)[torch.cat(parts).argsort()]
     model.fit(evidence)
     model.raise_rate(evidence, least_rate(whitened, labels, model(evidence).classes[:, 0].float()))
     model.count_pairs(evidence)
@@ -213,11 +212,6 @@ def _agreed_with(agreement: Tensor, labels: Tensor, asked: Tensor) -> Tensor:
     return torch.where(best > 0, agreement / best.clamp(min=1e-9), asked.float())
 
 
-def _joined(found: list[ClassEvidence]) -> ClassEvidence:
-    columns = zip(*(vars(evidence).values() for evidence in found), strict=True)
-    return ClassEvidence(*map(torch.cat, columns))
-
-
 def _in_a_heap(belief: Posterior, labels: Tensor) -> Tensor:
     """Whether the given class hardly ever wins, not even where its members are; (N,) bool.
 
@@ -243,7 +237,8 @@ def _judgement(
     before = others.sum(dim=1)
     others[:, : candidates.voted.shape[1] - 1] *= vote_odds(model, evidence, candidates)
     scale = scale * before / others.sum(dim=1).clamp(min=1e-30)
-    others = others[:, :-DRAWN] * scale[:, None]
+    named = evidence.classes.shape[1] - candidates.drawn.shape[1]
+    others = others[:, : named - 1] * scale[:, None]
     # Nor does the evidence know of kinds that are no class.
     likeliest, column = others.max(dim=1)
     best = evidence.classes.gather(1, 1 + column[:, None]).squeeze(1)
@@ -260,7 +255,7 @@ def _judgement(
         noise_rate=float(1 - clean.mean()),
         rate_error=model.rate_error(evidence),
         candidates=candidates,
-        classes=evidence.classes[:, :-DRAWN],
+        classes=evidence.classes[:, :named],
         chances=torch.cat([clean[:, None], others], dim=1),
         nowhere=nowhere + other_kind,
         other_kind=other_kind,

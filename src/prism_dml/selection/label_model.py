@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from prism_dml.selection.candidates import DRAWN, ClassEvidence
+from prism_dml.selection.candidates import ClassEvidence, count_drawn
 from prism_dml.selection.confident_joint import confident_joint, expected_pairs
 from prism_dml.selection.draw import some
 
@@ -164,8 +164,8 @@ class LabelModel:
         prior, outside = self._prior(self.parameters.all_classes, evidence)
         self._joint_counts = confident_joint(prior, evidence.classes, self.num_classes) + _SEEN_EACH
         right, counted = torch.eye(self.num_classes).to(self._joint_counts), self._counted(self._joint_counts)
-        known, label = self._explain(prior, outside, _seen(right, evidence))
-        doubted, label_doubted = self._explain(prior, outside, _seen(counted, evidence))
+        known, label = self._explain(prior, outside, evidence.of_pairs(right))
+        doubted, label_doubted = self._explain(prior, outside, evidence.of_pairs(counted))
 
         def lost(share: float) -> Tensor:
             """Mean probability of a wrong label by a share of the mistakes that were counted; both are linear in it."""
@@ -252,19 +252,20 @@ class LabelModel:
         self, parameters: _Parameters, evidence: ClassEvidence, pairs: Tensor | None = None
     ) -> Posterior:
         prior, outside = self._prior(parameters.all_classes, evidence)
-        seen = self._flipped(parameters, evidence) if pairs is None else _seen(pairs, evidence)
+        seen = self._flipped(parameters, evidence) if pairs is None else evidence.of_pairs(pairs)
         classes, label = self._explain(prior, outside, seen)
-        return Posterior(classes / label[:, None], prior[:, 0] >= prior[:, :-DRAWN].amax(dim=1))
+        named = prior.shape[1] - count_drawn(self.num_classes)
+        return Posterior(classes / label[:, None], prior[:, 0] >= prior[:, :named].amax(dim=1))
 
     def _prior(self, common: Tensor, evidence: ClassEvidence) -> tuple[Tensor, Tensor]:
         """Probability of each candidate (n, M), were all of some class, and of no class (n,)."""
         slope = softplus(common[0].to(evidence.density.device))
-        scores = slope * evidence.density + evidence.stands_for.log()  # (n, M); -inf: no such column
+        scores = slope * evidence.density + evidence.log_stands_for  # (n, M); -inf: no such column
         # Nobody knows what a class without other members looks like: it is as probable as any.
-        blank = scores[:, 1:].logsumexp(dim=1) - math.log(self.num_classes - 1)
-        given = torch.where(evidence.known, scores[:, 0], blank)
-        prior = torch.cat([given[:, None], scores[:, 1:]], dim=1).softmax(dim=1)
-        return prior, (2 * (FAR - evidence.affinity)).sigmoid().clamp(max=_MOST_OUTSIDE) * evidence.known
+        blank = scores[evidence.unknown, 1:].logsumexp(dim=1) - math.log(self.num_classes - 1)
+        scores[evidence.unknown, 0] = blank
+        outside = (2 * (FAR - evidence.affinity)).sigmoid().clamp(max=_MOST_OUTSIDE) * evidence.known
+        return scores.softmax(dim=1), outside
 
     def _explain(self, prior: Tensor, outside: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         """Probability of each candidate together with the given label (n, M), and of the label (n,)."""
@@ -274,14 +275,13 @@ class LabelModel:
     def _flipped(self, parameters: _Parameters, evidence: ClassEvidence) -> Tensor:
         """How often each candidate class has the given label, (n, M), as fitted."""
         common, each_class, flips = parameters
-        wrong = (common[1] + each_class).to(evidence.density.device).sigmoid()[evidence.classes]  # (n, M)
+        wrong = (common[1] + each_class).to(evidence.density.device).sigmoid()  # (C,)
         if flips is None:
-            chance = wrong / (self.num_classes - 1)
-        else:
-            itself = torch.eye(self.num_classes, dtype=torch.bool, device=wrong.device)
-            flip = flips.to(wrong).masked_fill(itself, -torch.inf).softmax(dim=1)
-            chance = wrong * _seen(flip, evidence)
-        return torch.cat([1 - wrong[:, :1], chance[:, 1:]], dim=1)
+            seen = evidence.of_classes(wrong / (self.num_classes - 1))
+            return torch.cat([1 - wrong[evidence.classes[:, :1]], seen[:, 1:]], dim=1)
+        itself = torch.eye(self.num_classes, dtype=torch.bool, device=wrong.device)
+        flip = flips.to(wrong).masked_fill(itself, -torch.inf).softmax(dim=1)
+        return evidence.of_pairs(wrong[:, None] * flip + torch.diag(1 - wrong))
 
 
 def _centred(parameters: _Parameters, members: Tensor) -> _Parameters:
@@ -291,8 +291,3 @@ def _centred(parameters: _Parameters, members: Tensor) -> _Parameters:
     """
     each_class = parameters.each_class
     return parameters._replace(each_class=each_class - (each_class * members).sum() / members.sum())
-
-
-def _seen(pairs: Tensor, evidence: ClassEvidence) -> Tensor:
-    """How often each candidate class has the given label, (n, M), by how often each has each, (C, C)."""
-    return pairs[evidence.classes, evidence.classes[:, :1]]
