@@ -32,7 +32,7 @@ from prism_dml.benchmark.jobs import Job
 from prism_dml.benchmark.tables import tuning_table
 from prism_dml.data import Augment, open_images
 from prism_dml.losses.contrastive import MemoryContrastiveLoss
-from prism_dml.methods import refract
+from prism_dml.methods import beliefs, refract
 from prism_dml.methods.base import EmbedAll, StepResult
 from prism_dml.methods.classifier import CosineClassifier
 from prism_dml.methods.refract import Refract
@@ -72,7 +72,7 @@ RATES = {
 }
 KEYS = ("data", "noise", "row", "seed")
 # of the given label and the others
-GIVEN, FIRST_TWO = ((torch.arange(1 + refract.OTHERS) < count).float() for count in (1, 2))
+GIVEN, FIRST_TWO = ((torch.arange(1 + beliefs.OTHERS) < count).float() for count in (1, 2))
 
 
 class FromSteps(Refract):
@@ -98,7 +98,7 @@ class NoneBelieved(Refract):
 
     def _believe(self, judged) -> None:
         super()._believe(judged)
-        weights, anywhere = refract._weigh(judged, len(self.class_weights))
+        weights, anywhere = beliefs.weigh(judged, len(self.class_weights))
         self.weights.copy_(weights)
         self.anywhere.copy_(anywhere)
 
@@ -224,7 +224,7 @@ class OnMemory(OneLabelWhereSure):
 
 
 def margin_mixture(embeddings, labels, *options):
-    """Judge by the margin of leave-one-out centres, and two normal distributions of it; see `refract._judge`.
+    """Judge by the margin of leave-one-out centres, and two normal distributions of it; see `refract.judge`.
 
     Centres are of what is trusted, all at first, in three rounds. The nearest class is suggested.
     """
@@ -239,13 +239,13 @@ def margin_mixture(embeddings, labels, *options):
         mixture = GaussianMixture(2, random_state=0).fit(margin)
         clean = torch.from_numpy(mixture.predict_proba(margin)[:, mixture.means_.argmax()]).float()
         trust = (clean >= refract.BELIEVED).float()
-    best = others.topk(min(refract.OTHERS, count - 1), dim=1).indices
-    classes, chances = refract._certain(labels)
+    best = others.topk(min(beliefs.OTHERS, count - 1), dim=1).indices
+    classes, chances = beliefs.certain(labels)
     classes[:, 1 : 1 + best.shape[1]] = best
     chances[:, 0], chances[:, 1] = clean, 1 - clean
     suggested = torch.where(clean >= refract.BELIEVED, labels, best[:, 0])
     probability = torch.maximum(clean, 1 - clean)
-    return refract.Judged(
+    return beliefs.Judged(
         classes, chances, suggested, probability, torch.zeros(len(labels)), float(1 - clean.mean())
     )
 
@@ -289,7 +289,7 @@ VARIANTS = {
     "oracle, not evened out": ("refract-oracle", {}, None),
     "no looks: all labels believed": ("refract", NO_LOOKS, None),
     "no label believed as given": ("refract", {}, NoneBelieved),
-    "the judge's evidence counts whole": ("refract", {"methods.refract.EVIDENCE": 1.0}, None),
+    "the judge's evidence counts whole": ("refract", {"methods.beliefs.EVIDENCE": 1.0}, None),
     "the judge's rate only": ("refract", {}, RateOnly),
     "cross-entropy: given label and four others": ("refract", {}, Weighing),
     "cross-entropy: given label and one other": ("refract", {}, OneOther),
@@ -308,7 +308,7 @@ VARIANTS = {
         None,
     ),
     "a teacher embeds": ("refract", {}, Teacher),
-    "centres' margin, mixture of two": ("refract", {"methods.refract._judge": margin_mixture}, None),
+    "centres' margin, mixture of two": ("refract", {"methods.refract.judge": margin_mixture}, None),
     "no folds": ("refract", {"methods.refract.judge_labels": without_folds}, None),
     "no folds, a sample has a say on itself": (
         "refract",
@@ -395,12 +395,12 @@ def run(job: dict, root: Path) -> dict:
         for name, value in differs.items():
             stack.enter_context(mock.patch(f"prism_dml.{name}", value))
 
-        def judged(embeddings, labels, *options, judge=refract._judge):
+        def judged(embeddings, labels, *options, judge=refract.judge):
             found = judge(embeddings, labels, *options)
             looks.append(facts(found, labels, truth) if len(labels) == len(truth) else {})
             return found
 
-        stack.enter_context(mock.patch.object(refract, "_judge", judged))
+        stack.enter_context(mock.patch.object(refract, "judge", judged))
         start = time.process_time()
         result = train(table, config, Path(folder) / "run")
         seconds = time.process_time() - start

@@ -192,3 +192,45 @@ def test_blocks_are_read_about_once_with_a_quarter_of_them_in_memory(by_class: b
     assert blocks_read(PKSampler(labels, 8, 4).epoch(0), blocks, 50) > 8 * 200
     orders = [blocks[np.concatenate(swept.epoch(epoch))] for epoch in (0, 1)]
     assert (orders[0] != orders[1]).mean() > 0.9
+
+
+@settings(max_examples=200, deadline=None)
+@given(sizes_of_classes, st.integers(2, 9), st.integers(1, 5), st.integers(0, 3), st.integers(0, 4))
+def test_weights_of_one_change_nothing_and_of_zero_are_never_drawn(
+    sizes: list[int], p: int, k: int, epoch: int, num_blocks: int
+) -> None:
+    labels, rng = labels_of(sizes), np.random.default_rng(5)
+    blocks = rng.integers(0, num_blocks, len(labels)) if num_blocks else None
+    sampler = PKSampler(labels, p, k, seed=1, blocks=blocks)
+    plain = sampler.epoch(epoch)
+    for before, same in zip(plain, sampler.weighted(np.ones(len(labels))).epoch(epoch), strict=True):
+        np.testing.assert_array_equal(before, same)
+    weights = rng.random(len(labels)) * (rng.random(len(labels)) < 0.5)
+    blocks = np.zeros(len(labels), int) if blocks is None else blocks
+    drawn = sampler.weighted(weights).epoch(epoch)
+    for before, after in zip(plain, drawn, strict=True):
+        np.testing.assert_array_equal(blocks[before], blocks[after])
+        empty = np.bincount(blocks, weights)[blocks[after]] == 0
+        assert (weights[after[~empty]] > 0).all()
+        np.testing.assert_array_equal(before[empty], after[empty])
+    for before, again in zip(plain, sampler.epoch(epoch), strict=True):
+        np.testing.assert_array_equal(before, again)
+
+
+def test_samples_are_drawn_in_proportion_to_their_weights() -> None:
+    labels = np.repeat(np.arange(10), 20)
+    weights = np.random.default_rng(1).random(200)
+    sampler = PKSampler(labels, 4, 5, seed=3).weighted(weights)
+    counts = np.bincount(
+        np.concatenate([np.concatenate(sampler.epoch(e)) for e in range(400)]), minlength=200
+    )
+    expected = counts.sum() * weights / weights.sum()
+    assert (np.abs(counts - expected) < 6 * np.sqrt(expected) + 3).all()
+
+
+@pytest.mark.parametrize(
+    "weights", [[1.0, 1.0], [1.0, 1.0, 1.0, -0.1], [1.0, 1.0, 1.0, float("nan")], [2.0] * 4]
+)
+def test_weights_that_are_none(weights: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"weights must be 4 numbers in \[0, 1\], one for each sample"):
+        PKSampler([0, 0, 1, 1], 2, 2).weighted(weights)

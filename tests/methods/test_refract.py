@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from prism_dml.methods.refract import Judged, Refract, _judge, _weigh
+from prism_dml.methods.beliefs import Judged, judge, weigh
+from prism_dml.methods.refract import Refract
 from prism_dml.methods.second_opinion import given_the_label, pool
 
 from .stand_in import Linear, build, draw, step
@@ -144,7 +145,7 @@ def test_a_judgement_names_the_given_class_and_the_most_probable_others(labels: 
     images = images_of(TRUTH)
     images[4] = (images[4] + images[6]) / 2
     labels[4] = 2
-    judged = _judge(normalize(images.flatten(1), dim=1), labels)
+    judged = judge(normalize(images.flatten(1), dim=1), labels)
     assert torch.equal(judged.classes[:, 0], labels)
     assert (judged.chances[:, 1:-1] >= judged.chances[:, 2:]).all() and (judged.chances >= 0).all()
     assert (judged.chances.sum(dim=1) <= 1 + 1e-6).all()
@@ -160,7 +161,7 @@ def test_a_class_without_images_is_never_another_label(labels: Tensor) -> None:
     stranger = torch.arange(COUNT) % 10 == 9
     images[stranger] = 5 * draw(3, int(stranger.sum()))
     gone = (TRUTH == 3) | (labels == 3)
-    judged = _judge(normalize(images.flatten(1), dim=1) * ~gone[:, None], labels)
+    judged = judge(normalize(images.flatten(1), dim=1) * ~gone[:, None], labels)
     assert gone.any() and not (judged.classes[~gone] == 3).any() and not (judged.suggested[~gone] == 3).any()
     assert (judged.clean[gone] == 1).all() and torch.equal(judged.suggested[gone], labels[gone])
 
@@ -190,7 +191,7 @@ def test_weights_of_all_classes_sum_to_one(count: int, rate: float) -> None:
     )
     nowhere = torch.tensor([0.0, 0.0, 0.1, 0.0])
     judged = Judged(torch.zeros(4, 5, dtype=torch.long), chances, chances[:, 0], chances[:, 0], nowhere, rate)
-    weights, anywhere = _weigh(judged, count)
+    weights, anywhere = weigh(judged, count)
     assert (weights >= 0).all() and (anywhere >= 0).all()
     torch.testing.assert_close(weights.sum(dim=1) + count * anywhere, torch.ones(4))
     assert weights[0].sum() < 1e-3, "none of the listed classes: of no class"
@@ -273,14 +274,33 @@ def test_the_scaled_embeddings_are_judged(labels: Tensor) -> None:
 
     def judged(embeddings: Tensor, *others: object) -> Judged:
         seen.append(embeddings)
-        return _judge(embeddings, *others)
+        return judge(embeddings, *others)
 
-    with mock.patch("prism_dml.methods.refract._judge", judged):
+    with mock.patch("prism_dml.methods.refract.judge", judged):
         for _ in range(3):
             saved.append(embed(images)(method.networks()["model"]))
             method.on_epoch_start(embed(images))
     torch.testing.assert_close(seen, saved[1:])
     assert not torch.allclose(seen[0], seen[1], atol=1e-2)
+
+
+def test_a_doubtful_sample_is_drawn_as_its_most_probable_class_is_sure(labels: Tensor) -> None:
+    method = begun(labels)
+    first = method.draw_weights()
+    assert torch.equal(first, torch.ones(COUNT))
+    found: list[Judged] = []
+
+    def judged(*arguments: object) -> Judged:
+        found.append(judge(*arguments))
+        return found[-1]
+
+    with mock.patch("prism_dml.methods.refract.judge", judged):
+        method.on_epoch_start(embed(images_of(TRUTH)))
+        assert method.draw_weights() is first  # not the time for a look: the batches go on
+        method.on_epoch_start(embed(images_of(TRUTH)))
+    draws, doubtful = method.draw_weights(), found[0].clean < 0.5
+    assert 0 < doubtful.sum() < COUNT and (draws[~doubtful] == 1).all()
+    torch.testing.assert_close(draws[doubtful], found[0].chances.max(dim=1).values[doubtful].float() ** 4)
 
 
 def test_clean_labels_stay() -> None:
@@ -313,7 +333,7 @@ def test_what_could_not_be_embedded_is_believed(looked: Refract, labels: Tensor)
 def test_the_network_has_a_say_in_what_is_handed_over(looked: Refract, labels: Tensor) -> None:
     """The score's log-odds are the mean of the judge's and of the network's, which sees what it was trained as."""
     vectors, index = taught(looked), torch.arange(COUNT)
-    judged = _judge(vectors, labels)
+    judged = judge(vectors, labels)
     weights = normalize(looked.class_weights.detach(), dim=1)
     chances = (embed(images_of(TRUTH))(looked.embedder) @ weights.T / 0.1).softmax(dim=1)
     rate = judged.rate
@@ -334,12 +354,12 @@ def test_what_the_judge_takes_for_another_class_is_suggested_to_be_one(
     looked: Refract, labels: Tensor
 ) -> None:
     vectors = taught(looked)
-    judged = _judge(vectors, labels)
+    judged = judge(vectors, labels)
     chances = torch.zeros_like(judged.chances)
     chances[:, 0], chances[:, 1:3] = 0.4, 0.2  # the given class is the likeliest one, yet not believed
     other = judged._replace(chances=chances, suggested=judged.classes[:, 1])
     with (
-        mock.patch("prism_dml.methods.refract._judge", lambda *_: other),
+        mock.patch("prism_dml.methods.refract.judge", lambda *_: other),
         mock.patch.object(looked, "_sees", lambda *_: chances),
     ):
         selection, _ = looked.judge(vectors, labels, torch.arange(COUNT))

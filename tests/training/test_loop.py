@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from prism_dml.data import Augment, open_images
 from prism_dml.data.table import BytesImages
+from prism_dml.methods import beliefs, refract
 from prism_dml.methods.base import StepResult
 from prism_dml.methods.mcl import PrismMCL
 from prism_dml.methods.registry import METHODS, find_method
@@ -572,6 +573,41 @@ def test_streamed_and_cached_runs_are_the_same_where_nothing_is_random(
     assert log_of(tmp_path / "memory") == log_of(tmp_path / "stream")
     samples = [pd.read_parquet(tmp_path / cache / "samples.parquet") for cache in ("memory", "stream")]
     pd.testing.assert_frame_equal(*samples)
+
+
+@pytest.mark.parametrize("reading", [{}, {"cache": "stream"}, {"cache": "stream", "workers": 2}])
+def test_what_may_be_anything_is_hardly_drawn_after_a_look(reading, table, settings, tmp_path: Path) -> None:
+    """However far ahead the images are read; and the same ones after a stop."""
+    seen: list[np.ndarray | None] = []
+
+    def judged(embeddings: torch.Tensor, labels: torch.Tensor, *_: object) -> beliefs.Judged:
+        seen.append(None)
+        classes, chances = beliefs.certain(labels)
+        chances[1::2] = 0.1  # of every second sample nothing is known
+        nothing = torch.zeros(len(labels))
+        return beliefs.Judged(classes, chances, labels, chances[:, 0], nothing, 0.5)
+
+    def forward(self, images, labels, index, original=refract.Refract.forward):
+        seen.append(index.numpy())
+        return original(self, images, labels, index)
+
+    config = settings(method="refract", steps=40, validation=0.0, **reading)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(refract, "judge", judged)
+        patch.setattr(refract.Refract, "forward", forward)
+        train(table, config, tmp_path / "whole")
+        whole = seen.copy()
+        seen.clear()
+        train_until(23, table, config, tmp_path / "cut")
+        train(table, config, tmp_path / "cut", resume=True)
+    first = next(number for number, index in enumerate(whole) if index is None)
+    before, after = (
+        np.concatenate([i for i in part if i is not None]) for part in (whole[:first], whole[first:])
+    )
+    assert 0.3 < (before % 2).mean() < 0.7 and len(after) > 10 * 12 and not (after % 2).any()
+    assert len(np.unique(after)) == -(-len(table.split("train")) // 2)
+    steps = [[i for i in part if i is not None] for part in (whole, seen)]
+    np.testing.assert_array_equal(np.concatenate(steps[0]), np.concatenate(steps[1]))
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,6 +88,7 @@ class PKSampler:
         self.samples_per_class = samples_per_class
         self.seed = seed
         self._blocks = None if blocks is None else np.unique(blocks, return_inverse=True)[1]  # (N,)
+        self._weights: NDArray[np.float64] | None = None  # (N,)
         self._labels = labels  # (N,) in 0 ... C - 1, each of them present
         self._sizes = np.bincount(labels)  # (C,) samples
         self._chunks = -(-self._sizes // samples_per_class)  # (C,)
@@ -97,6 +99,25 @@ class PKSampler:
     def __len__(self) -> int:
         """Number of batches of an epoch, the same for every epoch."""
         return self.num_batches
+
+    def weighted(self, weights: ArrayLike) -> PKSampler:
+        """The same, but a sample is passed over as often as its weight says; another one then takes its place.
+
+        That is any sample, of the same block of storage, drawn in proportion to the weights. A batch may then be of one
+        class.
+
+        Args:
+            weights: (N,) in [0, 1]; all 1: the same batches.
+
+        Raises:
+            ValueError: not one weight in [0, 1] for each sample.
+        """
+        weights = np.asarray(weights, np.float64)
+        if weights.shape != self._labels.shape or not ((weights >= 0) & (weights <= 1)).all():
+            raise ValueError(f"weights must be {len(self._labels)} numbers in [0, 1], one for each sample")
+        other = copy.copy(self)
+        other._weights = weights
+        return other
 
     def epoch(self, epoch: int) -> list[Indices]:
         """Index arrays into the labels, one a batch; the K samples of a chunk lie side by side."""
@@ -121,6 +142,8 @@ class PKSampler:
             due = place[samples].mean(axis=1)
             columns = _deal(chunk_class, self.classes_per_batch, self.num_batches, rng, due)
         samples = samples[np.argsort(columns, kind="stable")].reshape(-1)  # (M * K,)
+        if self._weights is not None:
+            samples = self._passed_over(samples, self._weights, rng)
         size = self.classes_per_batch * self.samples_per_class
         return [samples[start : start + size] for start in range(0, len(samples), size)]
 
@@ -135,6 +158,22 @@ class PKSampler:
         slots = chunk_number[:, None] * k + np.arange(k)  # (M, K)
         slots %= self._sizes[chunk_class, None]
         found: Indices = shuffled[starts[chunk_class, None] + slots]
+        return found
+
+    def _passed_over(
+        self, samples: Indices, weights: NDArray[np.float64], rng: np.random.Generator
+    ) -> Indices:
+        """Samples (n,), each with the probability 1 - its weight exchanged for one of its block; O(N + n log N)."""
+        # As many numbers are drawn whatever the weights are.
+        passed, place = rng.random(len(samples)) >= weights[samples], rng.random(len(samples))
+        blocks = np.zeros_like(self._labels) if self._blocks is None else self._blocks
+        order = np.argsort(blocks, kind="stable")
+        upto = np.append(0.0, np.cumsum(weights[order]))  # (N + 1,)
+        first = np.searchsorted(blocks[order], blocks[samples], side="left")
+        end = np.searchsorted(blocks[order], blocks[samples], side="right")
+        at = np.searchsorted(upto, upto[first] + place * (upto[end] - upto[first]), side="right") - 1
+        exchanged = passed & (upto[end] > upto[first])  # else the block has no other
+        found: Indices = np.where(exchanged, order[np.clip(at, first, end - 1)], samples)
         return found
 
     def _chunks_to_add(self) -> int:

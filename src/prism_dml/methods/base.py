@@ -85,6 +85,13 @@ class Method(nn.Module):
     def on_epoch_start(self, embed_all: EmbedAll) -> None:
         """Look at the whole training set; most methods have no need to."""
 
+    def draw_weights(self) -> Tensor | None:
+        """How often each sample is to be drawn beside the others, (N,) in [0, 1]; None: as often as its class says.
+
+        Another tensor than before where `on_epoch_start` has changed it.
+        """
+        return None
+
     def forward(self, images: Tensor, labels: Tensor, index: Tensor) -> StepResult:
         """Score a batch and learn from it.
 

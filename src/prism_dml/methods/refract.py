@@ -1,20 +1,18 @@
 """Refract: judge the whole training set a few times, and learn a doubtful label as one of those it may stand for."""
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from prism_dml.methods.base import EmbedAll, Method, StepResult, TrainingSet
+from prism_dml.methods.beliefs import EXACT_UP_TO, LEAST_RATE, Judged, certain, judge, weigh
 from prism_dml.methods.classifier import CosineClassifier
 from prism_dml.methods.config import MethodConfig
 from prism_dml.methods.second_opinion import by_network, pool
 from prism_dml.models.embedder import Embedder
-from prism_dml.retrieval import neighbour_graph
 from prism_dml.selection import Selection
-from prism_dml.selection.cross_fit import judge_labels
 from prism_dml.selection.discriminant import matrix_power, within_classes
 
 PARTS, FIRST = 32, 2
@@ -28,47 +26,12 @@ too much beside so little training."""
 BELIEVED = 0.5
 """Probability of being right from which on a label is believed as given."""
 
-OTHERS = 4
-"""Classes beside the given one that a doubtful sample may be learned as: the most probable ones."""
-
-EVIDENCE = 0.5
-"""What the judge's evidence on a class counts beside the network's: half, as both see the same image."""
+SURENESS = 4
+"""A doubtful sample is drawn as often as the probability of its most probable class, to this power, says: what may be
+anything teaches little, and takes a place in the batch."""
 
 EVENED = 0.25
 """Embeddings are scaled by their covariance within classes to minus this power: 0 does nothing, 1/2 whitens."""
-
-NEIGHBOURS, EXACT_UP_TO = 64, 5_000
-"""Nearest neighbours that help to name the class of a sample; on a CPU, of more samples nearly the nearest."""
-
-_LEAST_LISTED = 1e-3  # of the probability: below it a sample is taken to be of none of the listed classes
-_LEAST_RATE = 1e-3  # so far the rate is kept from 0 and 1, that it alone makes no weight 0
-
-
-class Judged(NamedTuple):
-    """What is believed of N labels.
-
-    Attributes:
-        classes: (N, 1 + OTHERS) the given class, and the most probable ones of the others.
-        chances: (N, 1 + OTHERS) probability of each.
-        suggested: (N,) the most probable class.
-        probability: (N,) of that class.
-        nowhere: (N,) probability of no class.
-        rate: share of wrong labels, in [0, 1].
-        confusion: (C, C) how often each class is given each label; None: labels are wrong as any other alike.
-    """
-
-    classes: Tensor
-    chances: Tensor
-    suggested: Tensor
-    probability: Tensor
-    nowhere: Tensor
-    rate: float
-    confusion: Tensor | None = None
-
-    @property
-    def clean(self) -> Tensor:
-        """Probability that the given label is right, (N,)."""
-        return self.chances[:, 0]
 
 
 class WarmClassifier(CosineClassifier):
@@ -111,6 +74,7 @@ class Refract(Method):
     targets: Tensor
     weights: Tensor
     anywhere: Tensor
+    draws: Tensor
     scaling: Tensor
     rate: Tensor
     parts: Tensor
@@ -127,11 +91,12 @@ class Refract(Method):
     def __init__(self, embedder: Embedder, data: TrainingSet, config: MethodConfig) -> None:
         super().__init__(embedder, data, config)
         self.class_weights = WarmClassifier.draw(data.num_classes, self.embedding_dim, seed=0)
-        classes, chances = _certain(data.labels)
+        classes, chances = certain(data.labels)
         self.register_buffer("trusted", torch.ones(data.num_samples, dtype=torch.bool))  # labels as given
         self.register_buffer("targets", classes)  # (N, 1 + OTHERS) the given label, the most probable others
         self.register_buffer("weights", chances)  # (N, 1 + OTHERS) w_k of these
         self.register_buffer("anywhere", torch.zeros(data.num_samples))  # w_0
+        self.register_buffer("draws", torch.ones(data.num_samples))  # see `draw_weights`
         self.register_buffer("scaling", torch.eye(self.embedding_dim))  # (D, D), symmetric, of the embeddings
         self.register_buffer("rate", torch.zeros(()))
         self.register_buffer("parts", torch.zeros((), dtype=torch.long))  # finished so far
@@ -157,18 +122,20 @@ class Refract(Method):
             embeddings = embed_all(self.embedder)
             labels = self.data.labels.to(embeddings.device)
             scaled = normalize(embeddings @ self.scaling, dim=1)
-            self._believe(_judge(scaled, labels, EXACT_UP_TO))
+            self._believe(judge(scaled, labels, EXACT_UP_TO))
             self._even_out(embeddings, labels)
         self.parts += 1
 
     def _believe(self, judged: Judged) -> None:
         """Decide what the next steps learn from."""
         self.trusted.copy_(judged.clean >= BELIEVED)
+        surest = judged.chances.max(dim=1).values.clamp(max=1).to(self.draws)
+        self.draws = torch.where(self.trusted, 1.0, surest**SURENESS)
         self.targets.copy_(judged.classes)
-        weights, anywhere = _weigh(judged, len(self.class_weights))
+        weights, anywhere = weigh(judged, len(self.class_weights))
         if judged.confusion is None:
-            _, certain = _certain(judged.classes[:, 0])
-            weights = torch.where(self.trusted[:, None], certain, weights)
+            _, as_given = certain(judged.classes[:, 0])
+            weights = torch.where(self.trusted[:, None], as_given, weights)
             anywhere = torch.where(self.trusted, 0, anywhere)
         self.weights.copy_(weights)
         self.anywhere.copy_(anywhere)
@@ -179,6 +146,10 @@ class Refract(Method):
         believed = self.trusted & (embeddings != 0).any(dim=1)
         _, covariance = within_classes(embeddings, labels, believed.float())
         self.scaling.copy_(matrix_power(covariance, -EVENED))
+
+    def draw_weights(self) -> Tensor:
+        """1 for a believed sample; a doubtful one is drawn the more often, the surer its most probable class is."""
+        return self.draws
 
     def networks(self) -> dict[str, Embedder]:
         """The embedder, scaled as the last look found it."""
@@ -198,7 +169,7 @@ class Refract(Method):
         Each errs where the other may not: the judge looks at a sample by others that it was trained beside, the network
         by its own label, too. A look hears the judge only, or the network would confirm itself.
         """
-        judged = _judge(embeddings, labels)
+        judged = judge(embeddings, labels)
         known = (embeddings != 0).any(dim=1)
         chances = pool(judged.chances, self._sees(embeddings, judged))
         chances = torch.where(known[:, None], chances, judged.chances)
@@ -219,8 +190,8 @@ class Refract(Method):
     def _sees(self, embeddings: Tensor, judged: Judged) -> Tensor:
         """Probability (N, 1 + OTHERS) of each listed class by the network, of embeddings as `networks` gives them."""
         unscaled, temperature = embeddings @ torch.linalg.inv(self.scaling), WarmClassifier.TEMPERATURE
-        rate = min(max(judged.rate, _LEAST_RATE), 1 - _LEAST_RATE)
-        confusion = None if judged.confusion is None else judged.confusion.clamp(min=_LEAST_RATE)
+        rate = min(max(judged.rate, LEAST_RATE), 1 - LEAST_RATE)
+        confusion = None if judged.confusion is None else judged.confusion.clamp(min=LEAST_RATE)
         return by_network(unscaled, self.class_weights, temperature, judged.classes, rate, confusion)
 
     @property
@@ -240,60 +211,3 @@ class RefractOracle(Refract):
 def _is_look(parts: int) -> bool:
     """Whether all is judged after so many parts, if not too soon: 1, 2, 3, 4, 6, 8, 12, 16, ...; dense early."""
     return parts in (1, 2, 3) or (parts > 3 and parts % 2 == 0 and _is_look(parts // 2))
-
-
-def _weigh(judged: Judged, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Weights w_k (N, 1 + OTHERS) of the listed classes, w_0 (N,) of any: sum_k w_k + C w_0 = 1.
-
-    The probability q_k of a class is taken as proportional to e_k T_k: what the evidence says for it, and how often the
-    given label is seen in that class, 1 - r or r / (C - 1), or what is known of the two classes. The weight is
-    e_k^EVIDENCE T_k, up to a constant. What is of no class counts as one of the other classes, whichever. Classes that
-    are not listed have no weight, as labels of which most are wrong taught too little with it; but a sample that is of
-    none of those listed counts as of no class.
-    """
-    rate = min(max(judged.rate, _LEAST_RATE), 1 - _LEAST_RATE)
-    elsewhere = rate / max(num_classes - 1, 1)
-    seen = torch.full_like(judged.chances, elsewhere)
-    seen[:, 0] = 1 - rate
-    if judged.confusion is not None:
-        seen = judged.confusion[judged.classes, judged.classes[:, :1]].clamp(min=_LEAST_RATE)
-    weights = judged.chances**EVIDENCE * seen ** (1 - EVIDENCE)
-    lost = judged.chances.sum(dim=1) + judged.nowhere < _LEAST_LISTED
-    anywhere = (judged.nowhere.masked_fill(lost, 1.0) / num_classes) ** EVIDENCE * elsewhere ** (1 - EVIDENCE)
-    whole = weights.sum(dim=1) + num_classes * anywhere
-    return weights / whole[:, None], anywhere / whole
-
-
-def _judge(embeddings: Tensor, labels: Tensor, exact_up_to: int | None = None) -> Judged:
-    """Judge labels (N,) by embeddings (N, D); what could not be embedded, a row of zeros, is believed."""
-    classes, chances = _certain(labels)
-    suggested, probability = labels.clone(), torch.ones_like(chances[:, 0])
-    nowhere = torch.zeros_like(probability)
-    found = (embeddings != 0).any(dim=1).nonzero().squeeze(1)
-    present, inside = torch.unique(labels[found], return_inverse=True)
-    if len(present) < 2:  # nothing to choose from
-        return Judged(classes, chances, suggested, probability, nowhere, 0.0)
-    rows = embeddings[found]
-    near, neighbours = neighbour_graph(rows, min(NEIGHBOURS, len(rows) - 1), exact_up_to)
-    judgement = judge_labels(rows, inside, near, neighbours)
-    given, others = judgement.chances[:, :1], judgement.chances[:, 1:]
-    best, column = others.topk(min(OTHERS, others.shape[1]), dim=1)
-    width = 1 + best.shape[1]
-    classes[found, 1:width] = present[judgement.classes.gather(1, 1 + column)]
-    chances[found, :width] = torch.cat([given, best], dim=1).to(chances)
-    suggested[found] = present[judgement.suggested]
-    probability[found] = judgement.suggested_probability.to(probability)
-    nowhere[found] = judgement.nowhere.to(nowhere)
-    confusion = None
-    if judgement.confusion is not None:  # classes of which nothing is there are given the right label
-        confusion = torch.eye(int(labels.max()) + 1, device=labels.device)
-        confusion[present[:, None], present] = judgement.confusion
-    return Judged(classes, chances, suggested, probability, nowhere, judgement.noise_rate, confusion)
-
-
-def _certain(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels (N,) that are believed, as classes and weights (N, 1 + OTHERS)."""
-    classes = labels[:, None].repeat(1, 1 + OTHERS)
-    weights = torch.zeros(classes.shape, device=labels.device)
-    weights[:, 0] = 1
-    return classes, weights

@@ -154,9 +154,7 @@ def train(
             save_checkpoint(out, states, optimizer, notes)
 
     log = Log(out / "metrics.jsonl", log_bytes) if ranks.first else NoLog()
-    shares = sources.train.train(sampler, config.seed, start, ranks.share)
-    batch_size = config.classes_per_batch * config.samples_per_class
-    batches = ranks.batches(shares, torch.from_numpy(samples.labels), batch_size)
+    batches = sources.batches(sampler, method.draw_weights(), config.seed, start, ranks)
     steps = config.steps * method.rounds
     look_every = method.look_every(sampler.num_batches, config.steps)
     with StopRequest() as stop, RunProgress(config.method, steps, start, ranks.first) as show:
@@ -165,7 +163,11 @@ def train(
                 if step % config.steps == 0:
                     method.on_round_start(step // config.steps, embed)
                 if step % look_every == 0:
+                    before = method.draw_weights()
                     method.on_epoch_start(embed)
+                    drawn_by = method.draw_weights()
+                    if drawn_by is not before:  # what was decoded ahead is given up
+                        batches = sources.batches(sampler, drawn_by, config.seed, step, ranks)
             batch = next(batches)
             torch.manual_seed(
                 _step_seed(config.seed, step)

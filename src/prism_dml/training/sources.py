@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from prism_dml.data import (
     Augment,
+    Batch,
     ImageBatches,
     ImageTable,
+    PKSampler,
     StreamingBatches,
     VectorBatches,
     open_images,
@@ -39,6 +42,23 @@ class Sources:
     """Images set aside to choose the best checkpoint, or None."""
     blocks: IntArray | None = None
     """(N,) where each image of `train` is stored, if they are more than stays in memory; see `PKSampler`."""
+
+    def batches(
+        self, sampler: PKSampler, weights: Tensor | None, seed: int, step: int, ranks: Ranks
+    ) -> Iterator[Batch]:
+        """The batches to learn from, from a step on, without end; see `Ranks.batches`.
+
+        Args:
+            sampler: of `train`.
+            weights: (N,) how often samples are drawn, see `PKSampler.weighted`, or None.
+            seed: of the augmentation.
+            step: the first one's number.
+            ranks: processes that share each batch.
+        """
+        drawn = sampler if weights is None else sampler.weighted(weights.cpu().numpy())
+        shares = self.train.train(drawn, seed, step, ranks.share)
+        size = sampler.classes_per_batch * sampler.samples_per_class
+        return ranks.batches(shares, torch.from_numpy(self.train.table.labels), size)
 
 
 def cut_validation(table: ImageTable, share: float, seed: int) -> tuple[ImageTable, ImageTable | None]:
