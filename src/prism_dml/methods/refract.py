@@ -51,16 +51,16 @@ class Refract(Method):
     -log(w_0 + sum_k w_k p_k), where the network gives class k the probability p_k: the likelihood of the label, were it
     wrong as often as was found. w_k is how often the label would be seen in class
     k, times the root of the judge's evidence for it, for the given class and the most probable others; w_0 stands for
-    no class, as if for any. So the network settles, step by step, which of them the sample is. Of few classes with
-    many samples each, all labels are learned so, by how often each class is given each label. No noise rate, and no
-    memory of embeddings.
+    no class, as if for any. So the network settles, step by step, which of them the sample is. It is drawn the more
+    rarely, the less is known of it (`SURENESS`). Of few classes with many samples each, all labels are learned so, by
+    how often each class is given each label. No noise rate, and no memory of embeddings.
 
     The softmax narrows the classes of the training set more in some directions than in others; classes that are new
     are not as narrow there. So the embedding that is judged, validated and saved is scaled, half-way to where the
     spread within the believed classes is the same in all directions (`EVENED`), as the last look found it.
 
     A step costs O(B.C.D) beside the network. A look costs a forward pass of the N samples, O(N.(C + D).D) time, and
-    O(N^1.5.D) for their neighbours, on an accelerator O(N^2.D). What is believed takes 65 bytes a sample.
+    O(N^1.5.D) for their neighbours, on an accelerator O(N^2.D). What is believed takes 69 bytes a sample.
     Source: PRISM (Liu et al., CVPR 2021), sec. 3, for trust by the similarity to class means; normalised softmax: Zhai
     and Wu, BMVC 2019; the likelihood of a noisy label: Patrini et al., CVPR 2017; scaling by the covariance
     within classes: Hatch et al., Interspeech 2006, who whiten; the rest is ours.
