@@ -224,7 +224,7 @@ class OnMemory(OneLabelWhereSure):
 
 
 def margin_mixture(embeddings, labels, *options):
-    """Judge by the margin of leave-one-out centres, and two normal distributions of it; see `refract.judge`.
+    """Judge by the margin of leave-one-out centres, and two normal distributions of it; see `beliefs.judge`.
 
     Centres are of what is trusted, all at first, in three rounds. The nearest class is suggested.
     """
@@ -255,8 +255,8 @@ def without_folds(embeddings, labels, similarities, neighbours):
     agreement = (labels[neighbours] == labels[:, None]).float().mean(dim=1)
     whitened = cross_fit.whiten(embeddings, labels, agreement)
     candidates, every = cross_fit.find_candidates(labels, similarities, neighbours), torch.arange(len(labels))
-    model = cross_fit._first_model(candidates, whitened, labels)
-    trust = torch.ones(len(labels))
+    model, trust = cross_fit.LabelModel(int(labels.max()) + 1), torch.ones(len(labels))
+    model.fit(cross_fit.weigh_candidates(candidates, whitened, labels, trust, every))
     for _ in range(2):
         evidence = cross_fit.weigh_candidates(candidates, whitened, labels, trust, every)
         trust = model(evidence).trust().float()
@@ -309,11 +309,11 @@ VARIANTS = {
     ),
     "a teacher embeds": ("refract", {}, Teacher),
     "centres' margin, mixture of two": ("refract", {"methods.refract.judge": margin_mixture}, None),
-    "no folds": ("refract", {"methods.refract.judge_labels": without_folds}, None),
+    "no folds": ("refract", {"methods.beliefs.judge_labels": without_folds}, None),
     "no folds, a sample has a say on itself": (
         "refract",
         {
-            "methods.refract.judge_labels": without_folds,
+            "methods.beliefs.judge_labels": without_folds,
             "selection.discriminant.ClassBalls.density": with_itself,
         },
         None,

@@ -303,6 +303,22 @@ def test_a_doubtful_sample_is_drawn_as_its_most_probable_class_is_sure(labels: T
     torch.testing.assert_close(draws[doubtful], found[0].chances.max(dim=1).values[doubtful].float() ** 4)
 
 
+def test_what_cannot_be_read_takes_no_place_of_another(labels: Tensor) -> None:
+    method = begun(labels)
+
+    def embed_all(network: torch.nn.Module) -> Tensor:
+        vectors = embed(images_of(TRUTH))(network)
+        vectors[:5] = 0
+        return vectors
+
+    for _ in range(2):
+        method.on_epoch_start(embed_all)
+    assert method.trusted[:5].all() and not method.draw_weights()[:5].any()
+    assert (method.draw_weights()[5:][method.trusted[5:]] == 1).all()
+    method.on_epoch_start(embed(images_of(TRUTH)))  # they can be read again
+    assert method.draw_weights()[:5].all()
+
+
 def test_clean_labels_stay() -> None:
     method = begun(TRUTH)
     for _ in range(2):

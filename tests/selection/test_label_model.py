@@ -129,6 +129,44 @@ def test_candidates_stand_for_all_classes(weighed):
         )
 
 
+@pytest.mark.parametrize("count", [2, 16, 17])
+def test_few_classes_are_all_named_and_none_is_drawn(count):
+    rows, _, labels, *near = made_wrong(count, 12, 0.3, 0)
+    candidates = find_candidates(labels, *near)
+    evidence = weigh_candidates(candidates, rows, labels, torch.ones(len(labels)), torch.arange(len(labels)))
+    assert candidates.drawn.shape[1] == (0 if count <= 16 else DRAWN)
+    named = evidence.stands_for[:, : evidence.stands_for.shape[1] - candidates.drawn.shape[1]]
+    drawn = evidence.stands_for.sum(dim=1) - named.sum(dim=1)
+    assert (named.sum(dim=1)[drawn == 0] == count).all() or count == 17
+    torch.testing.assert_close(
+        evidence.stands_for.sum(dim=1)[drawn > 0], torch.full_like(drawn[drawn > 0], count)
+    )
+    model = LabelModel(count)
+    model.fit(evidence)
+    best = evidence.classes.gather(1, model.prior(evidence).argmax(dim=1, keepdim=True)).squeeze(1)
+    belief = model(evidence)
+    wins = belief.wins & (evidence.stands_for[:, 0] > 0)
+    assert (wins == (best == labels)).float().mean() > 0.99
+
+
+def test_what_there_is_for_classes_and_pairs_is_that_of_indexing(weighed):
+    _, evidence, *_ = weighed
+    generator = torch.Generator().manual_seed(4)
+    for values, found, expected in (
+        (torch.rand(60, generator=generator), evidence.of_classes, lambda v: v[evidence.classes]),
+        (
+            torch.rand(60, 60, generator=generator),
+            evidence.of_pairs,
+            lambda v: v[evidence.classes, evidence.classes[:, :1]],
+        ),
+    ):
+        weights = torch.rand(evidence.classes.shape, generator=generator)
+        values.requires_grad_(True)
+        assert torch.equal(found(values), expected(values))
+        slopes = [torch.autograd.grad((weights * of(values)).sum(), values)[0] for of in (found, expected)]
+        torch.testing.assert_close(*slopes)
+
+
 def test_beliefs_are_probabilities_and_the_loss_falls(sample):
     rows, labels, trust, similarities, neighbours = sample
     candidates = find_candidates(labels, similarities, neighbours)

@@ -36,6 +36,18 @@ def test_against_a_loop() -> None:
     assert final["clean_recall"] == pytest.approx(both / sum(not noisy[i] for i in last))
 
 
+def test_what_is_decided_of_all_at_once_counts_for_all() -> None:
+    tally = Tally(5, torch.tensor([True, False, False, False, True]))
+    tally.add(torch.tensor(2.0), torch.tensor([True, True]), torch.tensor([0, 1]))
+    decided = torch.tensor([False, True, False, True, True])
+    expected = {"purity": pytest.approx(2 / 3), "clean_recall": pytest.approx(2 / 3)}
+    assert tally.take(decided) == {"loss": 2.0, "rejected": pytest.approx(0.4)} | expected
+    assert tally.final(decided) == expected and tally.final() == {"purity": 0.5, "clean_recall": 1.0}
+    unknown = Tally(5, None)
+    assert unknown.take(decided) == {"loss": None, "rejected": pytest.approx(0.4)}
+    assert unknown.final(decided) == {}
+
+
 def test_without_the_truth() -> None:
     tally = Tally(5, None)
     tally.add(torch.tensor(2.0), torch.tensor([True, False]), torch.tensor([0, 3]))

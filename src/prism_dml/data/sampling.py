@@ -1,4 +1,4 @@
-"""Class-balanced batches: P classes x K samples, every sample at least once in an epoch."""
+"""Class-balanced batches: P classes x K samples, every sample at least once in an epoch, or by weights."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Indices = NDArray[np.int64]
+
+_PROPOSALS = 16  # for each place in a batch whose sample is passed over
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,8 @@ class PKSampler:
     def weighted(self, weights: ArrayLike) -> PKSampler:
         """The same, but a sample is passed over as often as its weight says; another one then takes its place.
 
-        That is any sample, of the same block of storage, drawn in proportion to the weights. A batch may then be of one
-        class.
+        That is any sample, of the same block of storage, drawn in proportion to the weights. So not every sample
+        comes in an epoch, chunks hold other classes, and a batch may be of one class.
 
         Args:
             weights: (N,) in [0, 1]; all 1: the same batches.
@@ -163,17 +165,27 @@ class PKSampler:
     def _passed_over(
         self, samples: Indices, weights: NDArray[np.float64], rng: np.random.Generator
     ) -> Indices:
-        """Samples (n,), each with the probability 1 - its weight exchanged for one of its block; O(N + n log N)."""
-        # As many numbers are drawn whatever the weights are.
-        passed, place = rng.random(len(samples)) >= weights[samples], rng.random(len(samples))
+        """Samples (n,), each with the probability 1 - its weight exchanged for one of its block; O(N + n)."""
+        found, passed = samples.copy(), np.flatnonzero(rng.random(len(samples)) >= weights[samples])
         blocks = np.zeros_like(self._labels) if self._blocks is None else self._blocks
-        order = np.argsort(blocks, kind="stable")
+        sizes = np.bincount(blocks)
+        order, first = np.argsort(blocks, kind="stable"), np.cumsum(sizes) - sizes
+        # Any sample of the block is proposed, and taken as often as its weight says. So a weight decides on its own
+        # sample, and one that rounding has moved changes no other draw: all numbers are drawn, whatever is passed over.
+        for _ in range(_PROPOSALS):
+            place, taken = rng.random(len(samples)), rng.random(len(samples))
+            block = blocks[samples[passed]]
+            proposed = order[first[block] + (place[passed] * sizes[block]).astype(np.int64)]
+            accepted = taken[passed] < weights[proposed]
+            found[passed[accepted]] = proposed[accepted]
+            passed = passed[~accepted]
+        # What is left lies in blocks of hardly any weight.
         upto = np.append(0.0, np.cumsum(weights[order]))  # (N + 1,)
-        first = np.searchsorted(blocks[order], blocks[samples], side="left")
-        end = np.searchsorted(blocks[order], blocks[samples], side="right")
-        at = np.searchsorted(upto, upto[first] + place * (upto[end] - upto[first]), side="right") - 1
-        exchanged = passed & (upto[end] > upto[first])  # else the block has no other
-        found: Indices = np.where(exchanged, order[np.clip(at, first, end - 1)], samples)
+        place, block = rng.random(len(samples))[passed], blocks[samples[passed]]
+        low, high = upto[first[block]], upto[first[block] + sizes[block]]
+        at = np.searchsorted(upto, low + place * (high - low), side="right") - 1
+        drawn = order[np.clip(at, first[block], first[block] + sizes[block] - 1)]
+        found[passed] = np.where(high > low, drawn, samples[passed])  # where all are 0 nothing is exchanged
         return found
 
     def _chunks_to_add(self) -> int:

@@ -85,6 +85,10 @@ class Method(nn.Module):
     def on_epoch_start(self, embed_all: EmbedAll) -> None:
         """Look at the whole training set; most methods have no need to."""
 
+    def decided(self) -> Tensor | None:
+        """Whether each label is believed as given, (N,) bool, of all at once; None: as `StepResult.kept` last said."""
+        return None
+
     def draw_weights(self) -> Tensor | None:
         """How often each sample is to be drawn beside the others, (N,) in [0, 1]; None: as often as its class says.
 

@@ -123,13 +123,17 @@ class Refract(Method):
             labels = self.data.labels.to(embeddings.device)
             scaled = normalize(embeddings @ self.scaling, dim=1)
             self._believe(judge(scaled, labels, EXACT_UP_TO))
-            self._even_out(embeddings, labels)
+            readable = (embeddings != 0).any(dim=1)
+            self.draws = (
+                self.draws * readable
+            )  # or what cannot be read would take the places of doubtful samples
+            self._even_out(embeddings, labels, readable)
         self.parts += 1
 
     def _believe(self, judged: Judged) -> None:
         """Decide what the next steps learn from."""
         self.trusted.copy_(judged.clean >= BELIEVED)
-        surest = judged.chances.max(dim=1).values.clamp(max=1).to(self.draws)
+        surest = judged.chances.max(dim=1).values.nan_to_num(0.0).clamp(max=1).to(self.draws)
         self.draws = torch.where(self.trusted, 1.0, surest**SURENESS)
         self.targets.copy_(judged.classes)
         weights, anywhere = weigh(judged, len(self.class_weights))
@@ -141,11 +145,14 @@ class Refract(Method):
         self.anywhere.copy_(anywhere)
         self.rate.fill_(judged.rate)
 
-    def _even_out(self, embeddings: Tensor, labels: Tensor) -> None:
+    def _even_out(self, embeddings: Tensor, labels: Tensor, readable: Tensor) -> None:
         """Scale what `networks` gives by the spread of the believed samples, what could not be embedded left out."""
-        believed = self.trusted & (embeddings != 0).any(dim=1)
-        _, covariance = within_classes(embeddings, labels, believed.float())
+        _, covariance = within_classes(embeddings, labels, (self.trusted & readable).float())
         self.scaling.copy_(matrix_power(covariance, -EVENED))
+
+    def decided(self) -> Tensor:
+        """What the last look believed; all before the first."""
+        return self.trusted
 
     def draw_weights(self) -> Tensor:
         """1 for a believed sample; a doubtful one is drawn the more often, the surer its most probable class is."""

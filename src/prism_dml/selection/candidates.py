@@ -252,12 +252,12 @@ def _most_likely(density: Tensor, voted: Tensor) -> Tensor:
 
 
 def _and_drawn(named: Tensor, drawn: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Named classes (n, m), -1 for none, and the drawn ones (n, DRAWN); how many of all C each stands for."""
+    """Named classes (n, m), -1 for none, and the drawn ones (n, M); how many of all C each stands for."""
     there = named >= 0
     if (there.sum(dim=1) == num_classes).all():  # as where there are few: none is left to stand for
         new = torch.zeros_like(drawn, dtype=torch.bool)
     else:
-        new = (drawn[:, :, None] != named[:, None, :]).all(dim=2)  # (n, DRAWN)
+        new = (drawn[:, :, None] != named[:, None, :]).all(dim=2)  # (n, M)
     rest = (num_classes - there.sum(dim=1, keepdim=True)) / new.sum(dim=1, keepdim=True).clamp(min=1)
     classes = torch.cat([torch.where(there, named, named[:, :1]), drawn], dim=1)
     return classes, torch.cat([there.float(), rest * new], dim=1)

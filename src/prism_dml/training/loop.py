@@ -165,9 +165,8 @@ def train(
                 if step % look_every == 0:
                     before = method.draw_weights()
                     method.on_epoch_start(embed)
-                    drawn_by = method.draw_weights()
-                    if drawn_by is not before:  # what was decoded ahead is given up
-                        batches = sources.batches(sampler, drawn_by, config.seed, step, ranks)
+                    if (weights := method.draw_weights()) is not before:  # what was decoded ahead is given up
+                        batches = sources.batches(sampler, weights, config.seed, step, ranks)
             batch = next(batches)
             torch.manual_seed(
                 _step_seed(config.seed, step)
@@ -197,8 +196,9 @@ def train(
             done = step + 1
             finished = done == steps
             if done % config.log_every == 0 or finished:
-                record = {"step": done, **tally.take(), "noise_rate_estimate": method.noise_rate_estimate}
-                record |= {"skipped_steps": int(guard.skipped) or None}
+                rate, skipped = method.noise_rate_estimate, int(guard.skipped) or None
+                record = {"step": done, **tally.take(method.decided())}
+                record |= {"noise_rate_estimate": rate, "skipped_steps": skipped}
                 log.write(record)
                 show.record(record)
             measured = done > steps - config.steps and (done % config.validate_every == 0 or finished)

@@ -47,7 +47,7 @@ def finish(
     """Write what a finished run leaves behind, and remove its checkpoint; the result, as in run.json."""
     if sources.validation is None and ranks.first:
         save_networks(method, out)
-    result: dict[str, Any] = {"steps": settings["steps"], "last_decisions": tally.final()}
+    result: dict[str, Any] = {"steps": settings["steps"], "last_decisions": tally.final(method.decided())}
     if sources.validation is not None:
         result["validation_precision_at_1"] = best if math.isfinite(best) else None
     if method.selects:

@@ -41,20 +41,30 @@ class Tally(nn.Module):
         self.kept[index] = kept
         self.judged[index] = True
 
-    def take(self) -> dict[str, float | None]:
-        """The counts as a record of the log, starting anew; purity and recall only where the truth is known."""
+    def take(self, decided: Tensor | None = None) -> dict[str, float | None]:
+        """The counts as a record of the log, starting anew; purity and recall only where the truth is known.
+
+        Args:
+            decided: (N,) bool, what is kept of all samples, to be counted in the place of the steps' samples.
+        """
         updates, loss, samples, kept, clean, kept_clean = self.counts.tolist()
         self.counts.zero_()
+        if decided is not None:
+            right = ~self.is_noisy
+            samples, kept = float(len(decided)), float(decided.sum())
+            clean, kept_clean = float(right.sum()), float((decided & right).sum())
         record = {"loss": _ratio(loss, updates), "rejected": _ratio(samples - kept, samples)}
         if self.truth_known:
             record |= {"purity": _ratio(kept_clean, kept), "clean_recall": _ratio(kept_clean, clean)}
         return record
 
-    def final(self) -> dict[str, float | None]:
-        """Purity and clean recall of the set kept at the end: the last decision on each sample."""
+    def final(self, decided: Tensor | None = None) -> dict[str, float | None]:
+        """Purity and clean recall of what is kept at the end: by the last decision on each sample, or by `decided`."""
         if not self.truth_known:
             return {}
         kept, clean = self.kept & self.judged, ~self.is_noisy & self.judged
+        if decided is not None:
+            kept, clean = decided, ~self.is_noisy
         both = float((kept & clean).sum())
         return {"purity": _ratio(both, float(kept.sum())), "clean_recall": _ratio(both, float(clean.sum()))}
 
