@@ -137,6 +137,7 @@ class StreamingBatches:
         max_unreadable: share in [0, 1] of the images seen that may be unreadable, judged from 1,000 images
         on.
         device: where batches go.
+        named: what the log says of unreadable images: each is named once, however often the images are gone through.
 
     Raises:
         ValueError: a bad argument; while iterating, when the share of unreadable images passes
@@ -150,6 +151,7 @@ class StreamingBatches:
     workers: int = 0
     max_unreadable: float = 0.01
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    named: set[str] = field(default_factory=set, repr=False)
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -196,6 +198,7 @@ class StreamingBatches:
             max_unreadable=self.max_unreadable,
             pin_memory=self.device.type == "cuda",
             share=share,
+            named=self.named,
         )
         for step, images, index, places, total in decoded:
             labels = torch.from_numpy(self.table.labels[index.numpy()])

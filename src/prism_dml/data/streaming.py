@@ -72,6 +72,7 @@ def stream(
     max_unreadable: float,
     pin_memory: bool = False,
     share: Share = WHOLE,
+    named: set[str] | None = None,
 ) -> Iterator[Decoded]:
     """Decode the batches of `order`, unreadable images named on the log and left out.
 
@@ -86,6 +87,7 @@ def stream(
         max_unreadable: share in [0, 1] of the images seen that may be unreadable.
         pin_memory: put batches into page-locked memory.
         share: the part of each batch to decode. Of several, even an empty one is yielded: the others wait for it.
+        named: what the log says already of unreadable images, and will from here; None: nothing.
 
     Yields:
         what is readable of each batch.
@@ -95,7 +97,7 @@ def stream(
         StoreError: the store of the images failed.
     """
     decoder = _Decoder(table, size, resize_size, seed, crop, share)
-    seen = _Seen(len(table), max_unreadable)
+    seen = _Seen(len(table), max_unreadable, set() if named is None else named)
     # One item is one whole batch, so its content cannot depend on which worker makes it.
     loader = DataLoader(
         decoder,
@@ -182,18 +184,17 @@ class _Decoder(Dataset[tuple[Decoded, dict[int, str]] | StoreError]):
 class _Seen:
     """Names unreadable images and compares their share of all seen with what is put up with."""
 
-    def __init__(self, total: int, max_share: float) -> None:
+    def __init__(self, total: int, max_share: float, named: set[str]) -> None:
         self.max_share = max_share
         self.readable = np.zeros(total, bool)
         self.unreadable = np.zeros(total, bool)
-        self.named = 0
+        self.named = named
 
     def add(self, index: Tensor, failures: dict[int, str]) -> None:
         self.readable[index.numpy()] = True
         for i, message in failures.items():
-            if not self.unreadable[i] and self.named < NAMED_UNREADABLE:
-                logger.warning("skipped %s", message)
-                self.named += 1
+            if len(self.named) < NAMED_UNREADABLE:
+                self._say(f"skipped {message}")
             self.unreadable[i] = True
         if failures:
             self._judge()
@@ -210,4 +211,9 @@ class _Seen:
 
     def close(self) -> None:
         if (count := np.count_nonzero(self.unreadable)) > NAMED_UNREADABLE:
-            logger.warning("skipped %d unreadable images in all", count)
+            self._say(f"skipped {count} unreadable images in all")
+
+    def _say(self, text: str) -> None:
+        if text not in self.named:
+            logger.warning("%s", text)
+            self.named.add(text)
