@@ -158,7 +158,10 @@ def test_streaming_puts_another_of_the_class_in_an_unreadable_images_place(
     batches = StreamingBatches(table, 16, Augment("none"), 16, max_unreadable=0.2)
     with caplog.at_level(logging.WARNING, "prism_dml"):
         steps = take(batches, 12)
-        assert sorted(r.message.split(":")[0] for r in caplog.records) == ["skipped '3.png'", "skipped '7.png'"]
+        assert sorted(r.message.split(":")[0] for r in caplog.records) == [
+            "skipped '3.png'",
+            "skipped '7.png'",
+        ]
         assert len(list(batches.select(np.arange(4, 12)).evaluate())) == 1 and len(take(batches, 4)) == 4
     assert len(caplog.records) == 2, "each is named once"
     sampler = PKSampler(table.labels, 2, 3, seed=1)
