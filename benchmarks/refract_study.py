@@ -8,7 +8,8 @@ CIFAR-10N, whose ten classes are in both splits, of the images) is set aside wit
 made wrong (CIFAR-10N: as people gave them), and the variants of VARIANTS are trained on those; the test split is not
 touched. All rows but those of AS_SHIPPED leave the embeddings as the loss made them, so that what is compared is how
 labels are judged and learned. A finished run is one line of results.jsonl and is not run again. `time` is processor
-time beside MCL's in the same table; runs side by side slow each other down, so it is good to a tenth.
+time beside MCL's in the same table; runs side by side slow each other down, so it is good to a tenth. The committed
+rows are of before doubtful samples were drawn more rarely, which all rows run anew do.
 """
 
 import argparse

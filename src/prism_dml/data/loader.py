@@ -196,9 +196,9 @@ class StreamingBatches:
             crop=train.kind == "photo",
             workers=self.workers,
             max_unreadable=self.max_unreadable,
+            named=self.named,
             pin_memory=self.device.type == "cuda",
             share=share,
-            named=self.named,
         )
         for step, images, index, places, total in decoded:
             labels = torch.from_numpy(self.table.labels[index.numpy()])

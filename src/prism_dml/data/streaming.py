@@ -70,9 +70,9 @@ def stream(
     crop: bool,
     workers: int,
     max_unreadable: float,
+    named: set[str],
     pin_memory: bool = False,
     share: Share = WHOLE,
-    named: set[str] | None = None,
 ) -> Iterator[Decoded]:
     """Decode the batches of `order`, unreadable images named on the log and left out.
 
@@ -85,9 +85,9 @@ def stream(
         crop: cut random crops, half of them flipped, out of the full images, not their centre.
         workers: number of processes; 0: this one.
         max_unreadable: share in [0, 1] of the images seen that may be unreadable.
+        named: what the log says already of unreadable images, and will from here.
         pin_memory: put batches into page-locked memory.
         share: the part of each batch to decode. Of several, even an empty one is yielded: the others wait for it.
-        named: what the log says already of unreadable images, and will from here; None: nothing.
 
     Yields:
         what is readable of each batch.
@@ -97,7 +97,7 @@ def stream(
         StoreError: the store of the images failed.
     """
     decoder = _Decoder(table, size, resize_size, seed, crop, share)
-    seen = _Seen(len(table), max_unreadable, set() if named is None else named)
+    seen = _Seen(len(table), max_unreadable, named)
     # One item is one whole batch, so its content cannot depend on which worker makes it.
     loader = DataLoader(
         decoder,

@@ -122,19 +122,17 @@ class Refract(Method):
             embeddings = embed_all(self.embedder)
             labels = self.data.labels.to(embeddings.device)
             scaled = normalize(embeddings @ self.scaling, dim=1)
-            self._believe(judge(scaled, labels, EXACT_UP_TO))
-            readable = (embeddings != 0).any(dim=1)
-            self.draws = (
-                self.draws * readable
-            )  # or what cannot be read would take the places of doubtful samples
+            judged, readable = judge(scaled, labels, EXACT_UP_TO), (embeddings != 0).any(dim=1)
+            self._believe(judged)
+            surest = judged.chances.max(dim=1).values.nan_to_num(0.0).clamp(max=1).to(self.draws)
+            # What cannot be read would else take the places of doubtful samples.
+            self.draws = torch.where(self.trusted, 1.0, surest**SURENESS) * readable
             self._even_out(embeddings, labels, readable)
         self.parts += 1
 
     def _believe(self, judged: Judged) -> None:
         """Decide what the next steps learn from."""
         self.trusted.copy_(judged.clean >= BELIEVED)
-        surest = judged.chances.max(dim=1).values.nan_to_num(0.0).clamp(max=1).to(self.draws)
-        self.draws = torch.where(self.trusted, 1.0, surest**SURENESS)
         self.targets.copy_(judged.classes)
         weights, anywhere = weigh(judged, len(self.class_weights))
         if judged.confusion is None:
