@@ -5,6 +5,7 @@ import torch
 
 import prism_dml
 from prism_dml import find_label_issues
+from prism_dml.data import SCORES
 from prism_dml.retrieval import graph
 from prism_dml.selection import candidates, cross_fit
 
@@ -269,6 +270,67 @@ def test_one_class_has_no_issues():
     issues = find_label_issues(embeddings, truth)
     assert (issues.label_score == 1).all() and issues.attrs["noise_rate"] == 0
     assert list(issues.columns) == COLUMNS
+
+
+def test_what_training_found_counts_in_place_of_the_embeddings(half_wrong):
+    embeddings, _, labels, _, before = half_wrong
+    scores = before[list(SCORES)].copy()
+    pd.testing.assert_frame_equal(find_label_issues(embeddings, labels, scores), before, check_exact=False)
+
+    believed, doubted, unheard = np.flatnonzero(before.label_score > 0.99)[:3]
+    scores.loc[doubted] = (0.05, (labels[doubted] + 1) % 30, 0.9)
+    scores.loc[unheard] = (np.nan, None, np.nan)
+    scores.loc[believed, "label_score"] = 0.8
+    issues = find_label_issues(embeddings, labels, scores)
+    assert issues.label_score[doubted] == pytest.approx(0.05) and issues.is_label_issue[doubted]
+    assert issues.suggested_label[doubted] == (labels[doubted] + 1) % 30
+    assert issues.suggested_score[doubted] == pytest.approx(0.9) and issues.issue[doubted] == "wrong label"
+    assert issues.label_score[believed] == issues.suggested_score[believed] == pytest.approx(0.8)
+    assert not issues.is_label_issue[believed] and issues.suggested_label[believed] == labels[believed]
+    columns = ["label_score", "suggested_label", "suggested_score"]
+    assert issues.loc[unheard, columns].tolist() == before.loc[unheard, columns].tolist()
+    rest = np.setdiff1d(np.arange(len(labels)), [believed, doubted])
+    pd.testing.assert_frame_equal(issues.loc[rest], before.loc[rest])
+
+
+def test_a_suggestion_of_no_class_here_is_not_taken(half_wrong):
+    embeddings, _, labels, wrong, before = half_wrong
+    scores = before[list(SCORES)].copy()
+    sample = np.flatnonzero(wrong & (before.suggested_score > 0.99))[0]
+    scores.loc[sample] = (0.3, 999, 0.7)
+    issues = find_label_issues(embeddings, labels, scores)
+    assert issues.suggested_label[sample] == before.suggested_label[sample]
+    assert issues.label_score[sample] == pytest.approx(0.3)
+    assert issues.suggested_score[sample] == pytest.approx(0.7), "no more than is left"
+
+
+def test_the_interval_is_as_wide_as_two_opinions_differ(half_wrong):
+    embeddings, _, labels, _, before = half_wrong
+    scores = before[list(SCORES)].copy()
+    scores["label_score"] *= 0.8
+    issues = find_label_issues(embeddings, labels, scores)
+    rate, (low, high) = issues.attrs["noise_rate"], issues.attrs["noise_rate_interval"]
+    assert rate == pytest.approx(1 - scores["label_score"].mean(), abs=1e-6)
+    narrow, differ = before.attrs["noise_rate_interval"], rate - before.attrs["noise_rate"]
+    assert differ > 0.05
+    assert low == pytest.approx(narrow[0], abs=1e-6) and high == pytest.approx(
+        narrow[1] + 2 * differ, abs=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda scores: scores[:-1], "scores must have 1500 rows of label_score, suggested_label, sugg"),
+        (lambda scores: scores.drop(columns="suggested_label"), "scores must have 1500 rows"),
+        (lambda scores: scores.assign(label_score=1.5), r"label_score must be in \[0, 1\], or NaN"),
+        (lambda scores: scores.assign(suggested_score=-np.inf), "suggested_score must be in"),
+    ],
+)
+def test_scores_that_do_not_fit(half_wrong, change, message):
+    embeddings, _, labels, _, before = half_wrong
+    with pytest.raises(ValueError, match=message):
+        find_label_issues(embeddings, labels, change(before[list(SCORES)]))
 
 
 def test_same_answer_twice(half_wrong):

@@ -54,20 +54,32 @@ def test_what_a_run_was_trained_on_is_not_embedded_again(prism, image_folder, tm
         "--steps 6 --image-size 16 --embedding-dim 8 --classes-per-batch 2 --samples-per-class 2 --workers 0"
     )
     run, out, train = tmp_path / "run", tmp_path / "audit", ("--split", "train")
+    folder = tmp_path / "of five classes"
+    shutil.copytree(image_folder / "train", folder / "train")
+    shutil.copytree(image_folder / "test", folder / "train", dirs_exist_ok=True)
     options = [*small.split(), "--validation", 0.4, "--validate-every", 1, "--method", method]
-    assert prism("train", image_folder, "--out", run, *options)[0] == 0
+    assert prism("train", folder, "--out", run, *options)[0] == 0
     again = tmp_path / "again"
     shutil.copytree(run, again)
     (again / "embeddings.parquet").unlink()
-    assert prism("audit", again, image_folder, *train, "--out", tmp_path / "embedded")[0] == 0
+    assert prism("audit", again, folder, *train, "--out", tmp_path / "embedded")[0] == 0
     with monkeypatch.context() as patch:
         patch.setattr("prism_dml.cli.embed.embed_table", None)
-        assert prism("audit", run, image_folder, *train, "--out", out)[0] == 0
+        assert prism("audit", run, folder, *train, "--out", out)[0] == 0
     expected, found = (pd.read_parquet(folder / "issues.parquet") for folder in (tmp_path / "embedded", out))
+    if method == "refract":  # what it has found in training, by the embeddings and by the network, stays
+        samples = pd.read_parquet(run / "samples.parquet").set_index("path")
+        learned = found["path"].isin(samples.index)
+        assert 0 < learned.sum() < len(found)
+        mine, theirs = found[learned], samples.loc[found["path"][learned]]
+        np.testing.assert_allclose(mine["label_score"], theirs["clean_probability"], rtol=1e-6)
+        assert mine["suggested_label"].tolist() == theirs["suggested_label"].tolist()
+        assert not np.allclose(mine["label_score"], expected["label_score"][learned], atol=1e-3)
+        found, expected = found[~learned], expected[~learned]
     pd.testing.assert_frame_equal(found, expected, rtol=1e-4, atol=1e-4)
 
     moved = tmp_path / "relabelled"
-    shutil.copytree(image_folder, moved)
+    shutil.copytree(folder, moved)
     one, other, *_ = sorted((moved / "train").iterdir())
     image = sorted(one.iterdir())[0]
     image.rename(other / f"from {one.name}.png")

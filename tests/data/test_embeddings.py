@@ -3,7 +3,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prism_dml.data import read_embeddings
+from prism_dml.data import SCORES, read_embeddings
 
 VECTORS = np.array([[1.0, 2.0], [3.0, 4.0]])
 
@@ -30,6 +30,24 @@ def test_parquet(tmp_path, type_):
     found = read_embeddings(tmp_path / "e.parquet")
     assert found.vectors.tolist() == VECTORS.tolist()
     assert (found.labels, found.paths) == (["5", "6"], ["#0", "#1"])
+
+
+def test_scores_beside_the_embeddings(tmp_path):
+    columns = {"embedding": VECTORS.tolist(), "label": ["a", "b"], "path": ["p", "q"]}
+    scores = {"label_score": [0.25, None], "suggested_label": ["b", None], "suggested_score": [0.5, None]}
+    pq.write_table(pa.table(columns | scores), tmp_path / "e.parquet")
+    found = read_embeddings(tmp_path / "e.parquet").scores
+    assert list(found.columns) == list(SCORES)
+    assert found["label_score"].tolist()[0] == 0.25 and np.isnan(found["label_score"][1])
+    assert found["suggested_label"][0] == "b" and found["suggested_score"][0] == 0.5
+    assert found.isna().to_numpy().tolist() == [[False] * 3, [True] * 3]
+    for without in scores:  # a part of them says nothing
+        rest = {name: column for name, column in (columns | scores).items() if name != without}
+        pq.write_table(pa.table(rest), tmp_path / "e.parquet")
+        assert read_embeddings(tmp_path / "e.parquet").scores is None
+    pq.write_table(pa.table(columns | scores | {"label_score": ["high", "low"]}), tmp_path / "e.parquet")
+    with pytest.raises(ValueError, match="e.parquet: label_score and suggested_score must be numbers"):
+        read_embeddings(tmp_path / "e.parquet")
 
 
 @pytest.mark.parametrize(

@@ -360,6 +360,11 @@ def test_the_network_has_a_say_in_what_is_handed_over(looked: Refract, labels: T
     expected = (torch.logit(judged.clean, 1e-7) + torch.logit(own, 1e-7)) / 2
     torch.testing.assert_close(selection.clean_probability, expected.sigmoid(), rtol=1e-3, atol=1e-5)
     assert found == pytest.approx(1 - float(selection.clean_probability.mean()), abs=1e-6)
+    same, chance = selection.suggested_label == labels, selection.suggested_probability
+    assert same.any() and not same.all() and chance is not None
+    torch.testing.assert_close(chance[same], selection.clean_probability[same])
+    other = chance[~same] + selection.clean_probability[~same]
+    assert (other <= 1 + 1e-5).all() and other.mean() > 0.9
     with mock.patch("prism_dml.methods.second_opinion._LOGITS", 7 * CLASSES):  # a few samples at a time
         again, _ = looked.judge(vectors, labels, index)
     torch.testing.assert_close(again.clean_probability, selection.clean_probability)

@@ -469,6 +469,20 @@ def test_the_embeddings_left_are_those_of_the_saved_model(
     assert sorted(rows) == list(range(len(expected)))
     torch.testing.assert_close(torch.tensor(np.stack(left["embedding"])), expected[rows], atol=1e-4, rtol=0)
 
+    samples = pd.read_parquet(run / "samples.parquet").set_index("path")
+    assert left["label_score"].notna().tolist() == left["path"].isin(samples.index).tolist()
+    judged = left[left["label_score"].notna()].set_index("path")
+    assert judged["label_score"].equals(samples.loc[judged.index, "clean_probability"].rename("label_score"))
+    assert judged["suggested_label"].tolist() == samples.loc[judged.index, "suggested_label"].tolist()
+    assert judged["suggested_score"].tolist() == samples.loc[judged.index, "suggested_probability"].tolist()
+    assert judged["suggested_score"].between(0, 1).all()
+
+
+def test_scores_that_are_no_probabilities_are_not_handed_over(table, settings, tmp_path: Path) -> None:
+    train(table, settings(method="prism-mcl"), tmp_path / "run")
+    assert "suggested_probability" not in pd.read_parquet(tmp_path / "run" / "samples.parquet")
+    assert "label_score" not in pd.read_parquet(tmp_path / "run" / "embeddings.parquet")
+
 
 def test_the_oracle_learns_from_the_clean_samples_only(table, settings, monkeypatch, tmp_path: Path) -> None:
     sources, opened = [], loop.open_sources

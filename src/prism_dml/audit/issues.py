@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prism_dml.audit.kinds import KINDS, settle
+from prism_dml.data import SCORES
 from prism_dml.retrieval import neighbour_graph
 from prism_dml.retrieval.neighbours import unit_rows
-from prism_dml.selection.cross_fit import judge_labels
+from prism_dml.selection.cross_fit import LabelJudgement, judge_labels
 
 NEIGHBOURS = 64
 """Nearest neighbours that vote on a sample."""
@@ -22,7 +24,9 @@ NEIGHBOURS = 64
 
 @torch.no_grad()
 def find_label_issues(
-    embeddings: Tensor | NDArray[np.floating], labels: Tensor | NDArray[Any] | Sequence[Any]
+    embeddings: Tensor | NDArray[np.floating],
+    labels: Tensor | NDArray[Any] | Sequence[Any],
+    scores: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Say of each label of a data set whether it is wrong, and what it should be. No noise rate has to be given.
 
@@ -30,6 +34,8 @@ def find_label_issues(
         embeddings: (N, D) of any model and modality, numpy or torch, on any device; brought to unit length. A zero
             row is an unknown sample.
         labels: (N,) integers or strings.
+        scores: N rows of label_score, suggested_label and suggested_score as training has found them, the network's
+            own opinion included (see `read_embeddings`), which count in place of those by the embeddings; NaN: those.
 
     Returns:
         One row a sample, in order:
@@ -42,15 +48,18 @@ def find_label_issues(
         supported; "ambiguous classes", of one of two classes that are mixed as if they were one, here also where the
         label is no issue.
         attrs: noise_rate, the estimated share of wrong labels; noise_rate_interval, (low, high), 95 %, for errors of
-        chance, not of the model; ambiguous_classes, a list of pairs of labels.
+        chance, and as much wider on both sides as the rate by the embeddings differs, but not for what both get wrong;
+        ambiguous_classes, a list of pairs of labels.
 
     Raises:
-        ValueError: no samples, wrong shapes, values that are not finite, or missing labels.
+        ValueError: no samples, wrong shapes, values that are not finite, missing labels, or scores that do not fit.
 
     Source: PRISM (Liu et al., CVPR 2021), sec. 3.2, for trust by leave-one-out similarity; see `judge_labels`.
     """
     rows = unit_rows(embeddings, "embeddings")
     given, codes = _encode(labels, len(rows))
+    if scores is not None:
+        _check(scores, len(rows))
     known = rows.abs().amax(dim=1) > 0 if rows.numel() else rows.new_zeros(len(rows), dtype=torch.bool)
     found = known.nonzero().squeeze(1)
     rows = rows if len(found) == len(rows) else rows[found]
@@ -59,7 +68,13 @@ def find_label_issues(
         return _nothing_wrong(given)
 
     near, neighbours = neighbour_graph(rows, min(NEIGHBOURS, len(rows) - 1))
-    judgement = judge_labels(rows, inside, near, neighbours)
+    names = _names(given, codes)
+    by_embeddings = judge_labels(rows, inside, near, neighbours)
+    judgement = by_embeddings
+    if scores is not None:
+        heard = scores.iloc[found.cpu().numpy()]
+        place = pd.Index(names[classes.cpu().numpy()]).get_indexer(heard["suggested_label"])
+        judgement = _hear(by_embeddings, inside, heard, torch.from_numpy(place).to(inside))
     verdict = settle(judgement, inside, near, neighbours)
 
     def column(values: Tensor, unknown: float) -> NDArray[Any]:
@@ -67,7 +82,6 @@ def find_label_issues(
         full = values.new_full((len(given),), unknown)
         return full.index_copy_(0, found, values).cpu().numpy()
 
-    names = _names(given, codes)
     frame = pd.DataFrame(
         {
             "is_label_issue": column(verdict.suspicious, False),
@@ -80,7 +94,7 @@ def find_label_issues(
             "issue": np.array(["", *KINDS], dtype=object)[column(verdict.kind, 0)],
         }
     )
-    margin = 1.96 * judgement.rate_error
+    margin = 1.96 * judgement.rate_error + abs(judgement.noise_rate - by_embeddings.noise_rate)
     frame.attrs = {
         "noise_rate": judgement.noise_rate,
         "noise_rate_interval": (
@@ -90,6 +104,47 @@ def find_label_issues(
         "ambiguous_classes": [tuple(pair) for pair in names[classes[verdict.pairs].cpu().numpy()].tolist()],
     }
     return frame
+
+
+def _check(scores: pd.DataFrame, count: int) -> None:
+    if len(scores) != count or not set(SCORES) <= set(scores):
+        raise ValueError(f"scores must have {count} rows of {', '.join(SCORES)}")
+    for name in (SCORES[0], SCORES[2]):
+        values = scores[name].to_numpy(np.float64)
+        if not ((values >= 0) & (values <= 1) | np.isnan(values)).all():
+            raise ValueError(f"{name} must be in [0, 1], or NaN where nobody judged")
+
+
+def _hear(
+    judgement: LabelJudgement, labels: Tensor, scores: pd.DataFrame, suggested: Tensor
+) -> LabelJudgement:
+    """The judgement on N samples with scores in place of its own.
+
+    Args:
+        judgement: of N samples.
+        labels: (N,) given labels.
+        scores: N rows of `SCORES`; NaN: as judged.
+        suggested: (N,) numbers of the suggested labels, -1 where there is none, or of none of the classes.
+    """
+    clean, believed = (
+        torch.from_numpy(scores[name].to_numpy(np.float64, copy=True)).to(judgement.chances)
+        for name in (SCORES[0], SCORES[2])
+    )
+    known = clean.isfinite()
+    clean = torch.where(known, clean, judgement.clean_probability)
+    told = known & believed.isfinite() & (suggested >= 0)
+    suggested = torch.where(told, suggested, judgement.suggested)
+    believed = torch.where(told, believed, torch.minimum(judgement.suggested_probability, 1 - clean))
+    share = (1 - clean) / (1 - judgement.clean_probability).clamp(min=1e-9)
+    return replace(
+        judgement,
+        suggested=suggested,
+        suggested_probability=torch.where(suggested == labels, clean, believed),
+        chances=torch.cat([clean[:, None], judgement.chances[:, 1:] * share[:, None]], dim=1),
+        nowhere=judgement.nowhere * share,
+        other_kind=judgement.other_kind * share,
+        noise_rate=float(1 - clean.mean()),
+    )
 
 
 def _encode(labels: Tensor | NDArray[Any] | Sequence[Any], count: int) -> tuple[NDArray[Any], Tensor]:

@@ -41,7 +41,7 @@ def audit(
     Args:
         run_or_embeddings: Folder of a training run or of a model, or embeddings with labels: .npz, .parquet or a
             folder of parts as `prism embed` writes them. The images of a run whose method judges labels are not
-            embedded again, unless their labels have changed.
+            embedded again, and scores that it has found calibrated stay, unless their labels have changed.
         data: Folder of class folders, CSV, or parquet, on disk or at a URL (s3://, gs://, https:// ...). With
             embeddings it may be missing: the page then shows no images; else every embedding belongs to the image of
             its path.
@@ -83,7 +83,7 @@ def audit(
             "device": device,
         }
         sample_set = _from_run(run_or_embeddings, data, split, embedding)
-    issues = find_label_issues(sample_set.vectors, sample_set.labels)
+    issues = find_label_issues(sample_set.vectors, sample_set.labels, sample_set.scores)
     table = sample_set.table
     noisy = None if table is None else table.is_noisy
     reliability = None if noisy is None else measure_reliability(issues["label_score"].to_numpy(), ~noisy)
@@ -133,6 +133,8 @@ class _Samples:
     """Of the whole data."""
     table: ImageTable | None
     """Their images, if there are any."""
+    scores: pd.DataFrame | None
+    """(N) rows of what training found of their labels, if it left something."""
 
 
 def _from_run(run: Path, data: str, split: str | None, embedding: dict[str, Any]) -> _Samples:
@@ -145,17 +147,17 @@ def _from_run(run: Path, data: str, split: str | None, embedding: dict[str, Any]
     model, whole = load(run), read_table(data)
     inside = np.arange(len(whole)) if split is None else whole.members(split)
     asked = whole.select(inside)
-    embedded = _handed_over(run, asked) or embed_table(model, asked, **embedding)
+    embedded, scores = _handed_over(run, asked) or (embed_table(model, asked, **embedding), None)
     table = embedded.table
     labels = np.array(table.classes)[table.labels]
     # A split and unreadable images leave samples out; their numbers in the whole data are those of its images.
     assert isinstance(table.images, SelectedImages)
     index = table.images.indices
-    return _Samples(embedded.vectors, labels, table.paths, index, table_fingerprint(whole), table)
+    return _Samples(embedded.vectors, labels, table.paths, index, table_fingerprint(whole), table, scores)
 
 
-def _handed_over(run: Path, table: ImageTable) -> Embedded | None:
-    """The embeddings that training left, if they are of exactly these images with these labels."""
+def _handed_over(run: Path, table: ImageTable) -> tuple[Embedded, pd.DataFrame | None] | None:
+    """The embeddings and scores that training left, if they are of exactly these images with these labels."""
     import numpy as np
     import torch
 
@@ -172,7 +174,8 @@ def _handed_over(run: Path, table: ImageTable) -> Embedded | None:
     order = index.argsort()
     if not np.array_equal(index[order], np.arange(len(table))):
         return None
-    return Embedded(torch.from_numpy(found.vectors[order]), table)
+    scores = None if found.scores is None else found.scores.iloc[order]
+    return Embedded(torch.from_numpy(found.vectors[order]), table), scores
 
 
 def _from_embeddings(file: Path, data: str | None, split: str | None) -> _Samples:
@@ -186,7 +189,7 @@ def _from_embeddings(file: Path, data: str | None, split: str | None) -> _Sample
         if split is not None:
             raise ValueError("--split needs DATA: a file of embeddings names no splits")
         index, mark = np.arange(len(labels)), fingerprint(found.paths, found.labels)
-        return _Samples(found.vectors, labels, found.paths, index, mark, None)
+        return _Samples(found.vectors, labels, found.paths, index, mark, None, found.scores)
     whole = read_table(data)
     index = _matched(file, found.paths, found.labels, whole)
     stays = np.ones(len(index), dtype=bool)
@@ -195,10 +198,9 @@ def _from_embeddings(file: Path, data: str | None, split: str | None) -> _Sample
         if not stays.any():
             raise ValueError(f"{file}: no embedding is of the split '{split}'")
     paths = [path for path, stay in zip(found.paths, stays, strict=True) if stay]
-    index = index[stays]
-    return _Samples(
-        found.vectors[stays], labels[stays], paths, index, table_fingerprint(whole), whole.select(index)
-    )
+    index, scores = index[stays], None if found.scores is None else found.scores[stays]
+    mark, table = table_fingerprint(whole), whole.select(index)
+    return _Samples(found.vectors[stays], labels[stays], paths, index, mark, table, scores)
 
 
 def _matched(file: Path, paths: Sequence[str], labels: list[str], whole: ImageTable) -> NDArray[np.int64]:

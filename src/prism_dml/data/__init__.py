@@ -14,6 +14,7 @@ from prism_dml.data.corrections import (
 )
 from prism_dml.data.decode import decode_image, read_image, square
 from prism_dml.data.embeddings import (
+    SCORES,
     Embedded,
     LabelledEmbeddings,
     embedding_rows,
@@ -50,6 +51,7 @@ from prism_dml.data.vectors import VectorBatches, open_vectors, vector_batches, 
 from prism_dml.data.writers import write_table
 
 __all__ = [
+    "SCORES",
     "WHOLE",
     "Augment",
     "AugmentKind",

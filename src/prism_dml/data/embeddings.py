@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -15,6 +16,11 @@ from torch import Tensor
 from prism_dml.data.parts import holds_parts, read_parts
 from prism_dml.data.table import ImageTable
 from prism_dml.files import replacing
+
+SCORES = ("label_score", "suggested_label", "suggested_score")
+"""What training may have found of a label: the probability that it is right, the most probable one, its probability."""
+
+_Content: TypeAlias = "tuple[NDArray[Any], list[str], list[str], pd.DataFrame | None]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +33,8 @@ class LabelledEmbeddings:
     """(N) class names."""
     paths: list[str]
     """(N) identifiers; "#0", "#1" ... where the file names none."""
+    scores: pd.DataFrame | None = None
+    """(N) rows of `SCORES`, NaN where nobody judged; None: the file has none."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +67,13 @@ def write_embeddings(embedded: Embedded, out: Path) -> None:
             pq.write_table(embedding_rows(embedded), temporary)
 
 
-def embedding_rows(embedded: Embedded) -> pa.Table:
-    """The rows of a parquet file of embeddings, as `prism embed` describes it."""
+def embedding_rows(embedded: Embedded, scores: pd.DataFrame | None = None) -> pa.Table:
+    """The rows of a parquet file of embeddings, as `prism embed` describes it.
+
+    Args:
+        embedded: N embeddings and their samples.
+        scores: N rows of `SCORES`, to stand beside them.
+    """
     vectors, table = embedded.vectors.numpy(), embedded.table
     classes = pa.array(table.classes, pa.string())
     columns = {"path": pa.array(table.paths, pa.string()), "label": classes.take(pa.array(table.labels))}
@@ -69,6 +82,8 @@ def embedding_rows(embedded: Embedded) -> pa.Table:
         columns["clean_label"] = classes.take(known)
     flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
     columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+    if scores is not None:
+        columns |= {name: pa.array(scores[name].to_numpy()) for name in SCORES}
     return pa.table(columns)
 
 
@@ -76,7 +91,7 @@ def read_embeddings(file: Path) -> LabelledEmbeddings:
     """Embeddings from `.npz` or `.parquet`, or the folder of parts that `prism embed` has filled.
 
     NPZ: embeddings (N, D); labels (N,), names or numbers, of `classes` if that array is there too; paths (N,) if
-    wanted. Parquet: columns embedding (lists of D numbers), label, and path if wanted.
+    wanted. Parquet: columns embedding (lists of D numbers), label, path if wanted, and `SCORES`, if all are there.
 
     Raises:
         ValueError: another kind of file, not readable, something missing, parts that are not all there, or shapes
@@ -84,11 +99,11 @@ def read_embeddings(file: Path) -> LabelledEmbeddings:
     """
     kind = file.suffix.lower()
     if holds_parts(file):
-        vectors, labels, paths = _from_rows(file, read_parts(file))
+        vectors, labels, paths, scores = _from_rows(file, read_parts(file))
     elif kind not in (".npz", ".parquet"):
         raise ValueError(f"{file}: embeddings must be .npz or .parquet, or a folder of parts")
     else:
-        vectors, labels, paths = _read_npz(file) if kind == ".npz" else _read_parquet(file)
+        vectors, labels, paths, scores = _read_npz(file) if kind == ".npz" else _read_parquet(file)
     if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.number) or 0 in vectors.shape:
         raise ValueError(
             f"{file}: embeddings must be numbers of shape (N, D), not {vectors.dtype} {vectors.shape}"
@@ -97,10 +112,10 @@ def read_embeddings(file: Path) -> LabelledEmbeddings:
         raise ValueError(f"{file}: {len(vectors)} embeddings, {len(labels)} labels and {len(paths)} paths")
     if not np.isfinite(vectors).all():
         raise ValueError(f"{file}: there are values that are not finite")
-    return LabelledEmbeddings(vectors.astype(np.float32), labels, paths)
+    return LabelledEmbeddings(vectors.astype(np.float32), labels, paths, scores)
 
 
-def _read_npz(file: Path) -> tuple[NDArray[Any], list[str], list[str]]:
+def _read_npz(file: Path) -> _Content:
     try:
         # Opened here: numpy leaves open what it cannot read.
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
@@ -125,10 +140,10 @@ def _read_npz(file: Path) -> tuple[NDArray[Any], list[str], list[str]]:
             )
         labels = classes[labels]
     paths = arrays["paths"].tolist() if "paths" in arrays else _numbered(len(labels))
-    return arrays["embeddings"], [str(label) for label in labels], [str(path) for path in paths]
+    return arrays["embeddings"], [str(label) for label in labels], [str(path) for path in paths], None
 
 
-def _read_parquet(file: Path) -> tuple[NDArray[Any], list[str], list[str]]:
+def _read_parquet(file: Path) -> _Content:
     try:
         return _from_rows(file, pq.read_table(file))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -137,7 +152,7 @@ def _read_parquet(file: Path) -> tuple[NDArray[Any], list[str], list[str]]:
         ) from error
 
 
-def _from_rows(file: Path, rows: pa.Table) -> tuple[NDArray[Any], list[str], list[str]]:
+def _from_rows(file: Path, rows: pa.Table) -> _Content:
     missing = next((name for name in ("embedding", "label") if name not in rows.column_names), None)
     if missing is not None:
         raise ValueError(f"{file}: no column '{missing}'; the columns are: {', '.join(rows.column_names)}")
@@ -149,7 +164,18 @@ def _from_rows(file: Path, rows: pa.Table) -> tuple[NDArray[Any], list[str], lis
         raise ValueError(f"{file}: every row must hold as many numbers as the others")
     labels = [str(label) for label in rows.column("label").to_pylist()]
     paths = rows.column("path").to_pylist() if "path" in rows.column_names else _numbered(len(labels))
-    return flat.reshape(len(lists), -1), labels, [str(path) for path in paths]
+    return flat.reshape(len(lists), -1), labels, [str(path) for path in paths], _scores(file, rows)
+
+
+def _scores(file: Path, rows: pa.Table) -> pd.DataFrame | None:
+    if not set(SCORES) <= set(rows.column_names):
+        return None
+    kinds = (pa.float64(), pa.string(), pa.float64())
+    try:
+        columns = {name: rows.column(name).cast(kind) for name, kind in zip(SCORES, kinds, strict=True)}
+    except pa.ArrowException as error:
+        raise ValueError(f"{file}: {SCORES[0]} and {SCORES[2]} must be numbers, {SCORES[1]} names") from error
+    return pa.table(columns).to_pandas()
 
 
 def _numbered(count: int) -> list[str]:

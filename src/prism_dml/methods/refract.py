@@ -189,6 +189,7 @@ class Refract(Method):
             threshold=clean.new_tensor(BELIEVED),
             suggested_label=suggested,
             margin=clean - torch.where(probability > clean, probability, 1 - clean),
+            suggested_probability=probability.clamp(min=0),
         )
         return selection, float(1 - clean[known].mean()) if known.any() else 0.0
 

@@ -23,7 +23,8 @@ def judge_samples(method: Method, embeddings: Tensor, table: ImageTable) -> tupl
 
     Returns:
         One row a sample, in order: path, label, clean_label (where known), clean_probability in [0, 1], margin,
-        keep, suggested_label; and the estimated share of wrong labels.
+        keep, suggested_label, and suggested_probability, if the method's probabilities are calibrated; and the
+        estimated share of wrong labels.
     """
     labels = torch.from_numpy(table.labels).to(embeddings.device)
     selection, rate = method.judge(embeddings, labels, torch.arange(len(labels), device=labels.device))
@@ -36,6 +37,8 @@ def judge_samples(method: Method, embeddings: Tensor, table: ImageTable) -> tupl
     frame["margin"] = selection.margin.cpu().numpy()
     frame["keep"] = selection.keep.cpu().numpy()
     frame["suggested_label"] = classes[selection.suggested_label.cpu().numpy()].to_numpy()
+    if selection.suggested_probability is not None:
+        frame["suggested_probability"] = selection.suggested_probability.cpu().numpy()
     return frame, rate
 
 

@@ -8,13 +8,14 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 import prism_dml
-from prism_dml.data import Embedded, VectorBatches, embedding_rows
+from prism_dml.data import SCORES, Embedded, VectorBatches, embedding_rows
 from prism_dml.files import replacing
 from prism_dml.methods.base import Method
 from prism_dml.models import load, save
@@ -27,6 +28,10 @@ from prism_dml.training.tally import Tally
 
 EMBEDDINGS = "embeddings.parquet"
 """In a run's folder: what the saved model makes of the images of the run, which an audit need not embed again."""
+
+_HANDED_OVER = dict(
+    zip(("clean_probability", "suggested_label", "suggested_probability"), SCORES, strict=True)
+)
 
 
 def save_networks(method: Method, out: Path) -> None:
@@ -59,19 +64,22 @@ def finish(
         result["noise_rate_estimate"] = rate
         if sources.train.table.is_noisy is not None:
             result["judgement"] = rate_judgement(judged, ~sources.train.table.is_noisy)
-        _hand_over(out, sources, embeddings, ranks)
+        _hand_over(out, sources, embeddings, judged, ranks)
     if ranks.first:
         _write_run(out, sources, settings, result)
     return result
 
 
-def _hand_over(out: Path, sources: Sources, embeddings: Tensor, ranks: Ranks) -> None:
+def _hand_over(out: Path, sources: Sources, embeddings: Tensor, judged: pd.DataFrame, ranks: Ranks) -> None:
     """Write the embeddings of all images of the run by the model that is saved, unreadable images left out.
+
+    Beside them stand the probabilities of the training labels, if they are calibrated, for an audit to go by.
 
     Args:
         out: folder of the run.
         sources: its images.
         embeddings: (N, D) of the training images by the last network.
+        judged: N rows of `judge_samples`.
         ranks: processes that share the work.
     """
     seen = [(sources.train, embeddings)]
@@ -85,9 +93,13 @@ def _hand_over(out: Path, sources: Sources, embeddings: Tensor, ranks: Ranks) ->
     rows = []
     for images, vectors in seen:
         readable = (vectors != 0).any(dim=1).cpu()
-        rows.append(embedding_rows(Embedded(vectors.cpu()[readable], images.table.select(readable.numpy()))))
+        embedded = Embedded(vectors.cpu()[readable], images.table.select(readable.numpy()))
+        scores = None
+        if images is sources.train and "suggested_probability" in judged:
+            scores = judged.loc[readable.numpy(), list(_HANDED_OVER)].rename(columns=_HANDED_OVER)
+        rows.append(embedding_rows(embedded, scores))
     with replacing(out / EMBEDDINGS) as temporary:
-        pq.write_table(pa.concat_tables(rows), temporary)
+        pq.write_table(pa.concat_tables(rows, promote_options="default"), temporary)
 
 
 def _write_run(out: Path, sources: Sources, settings: dict[str, Any], result: dict[str, Any]) -> None:
