@@ -9,6 +9,8 @@ from torch.nn.functional import cross_entropy, normalize
 from prism_dml.methods.beliefs import Judged, judge, weigh
 from prism_dml.methods.refract import Refract
 from prism_dml.methods.second_opinion import given_the_label, pool
+from prism_dml.models import Embedder
+from prism_dml.models.levels import side_by_side
 
 from .stand_in import Linear, build, draw, step
 
@@ -332,6 +334,33 @@ def taught(method: Refract) -> Tensor:
     with torch.no_grad():
         method.class_weights.copy_(torch.stack([raw[k == TRUTH].mean(dim=0) for k in range(CLASSES)]))
     return embed(images_of(TRUTH))(method.networks()["model"])
+
+
+def test_the_judge_compares_what_the_blocks_of_the_network_see(labels: Tensor) -> None:
+    """Where they are known: those of SmallConvNet; elsewhere the embeddings, as all other tests here have it."""
+    embedder = Embedder("small", 16, image_size=16, backbone_options={"widths": (4, 6)}).eval()
+    method = build("refract", labels, embedder)
+    method.look_every(epoch=1, steps=16)
+    images, shown = images_of(TRUTH).repeat_interleave(4, 2).repeat_interleave(4, 3), []
+    images[:2] = 0  # what cannot be read is embedded as zeros
+    readable = (images != 0).flatten(1).any(dim=1)[:, None]
+
+    def judged(rows: Tensor, labels: Tensor, *options: int) -> Judged:
+        shown.append(rows)
+        return judge(rows, labels, *options)
+
+    with mock.patch("prism_dml.methods.refract.judge", judged):
+        for _ in range(2):
+            method.on_epoch_start(lambda network: embed(images)(network) * readable)
+        assert len(shown) == 1 and not torch.equal(method.scaling, torch.eye(16))
+        seen = embed(images)(method.observer()) * readable
+        assert seen.shape == (COUNT, 16 + 4 * (4 + 6))
+        torch.testing.assert_close(seen[:, :16], embed(images)(method.networks()["model"]) * readable)
+        selection, _ = method.judge(seen, labels, torch.arange(COUNT))
+    expected = side_by_side(seen[:, 16:], (16, 24))
+    for rows in shown:
+        torch.testing.assert_close(rows @ rows.T, expected @ expected.T, atol=1e-4, rtol=0)
+    assert selection.keep[:2].all() and not selection.keep.all()
 
 
 def test_what_could_not_be_embedded_is_believed(looked: Refract, labels: Tensor) -> None:

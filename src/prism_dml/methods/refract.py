@@ -12,6 +12,7 @@ from prism_dml.methods.classifier import CosineClassifier
 from prism_dml.methods.config import MethodConfig
 from prism_dml.methods.second_opinion import by_network, pool
 from prism_dml.models.embedder import Embedder
+from prism_dml.models.levels import WithLevels, side_by_side, widths
 from prism_dml.selection import Selection
 from prism_dml.selection.discriminant import matrix_power, within_classes
 
@@ -119,16 +120,21 @@ class Refract(Method):
     def on_epoch_start(self, embed_all: EmbedAll) -> None:
         """Judge all labels, if it is time to."""
         if int(self.parts) in self._looks:
-            embeddings = embed_all(self.embedder)
-            labels = self.data.labels.to(embeddings.device)
-            scaled = normalize(embeddings @ self.scaling, dim=1)
-            judged, readable = judge(scaled, labels, EXACT_UP_TO), (embeddings != 0).any(dim=1)
+            seen = embed_all(WithLevels(self.embedder))
+            embeddings, labels = seen[:, : self.embedding_dim], self.data.labels.to(seen.device)
+            rows = self._rows(seen, normalize(embeddings @ self.scaling, dim=1))
+            judged, readable = judge(rows, labels, EXACT_UP_TO), (embeddings != 0).any(dim=1)
             self._believe(judged)
             surest = judged.chances.max(dim=1).values.nan_to_num(0.0).clamp(max=1).to(self.draws)
             # What cannot be read would else take the places of doubtful samples.
             self.draws = torch.where(self.trusted, 1.0, surest**SURENESS) * readable
             self._even_out(embeddings, labels, readable)
         self.parts += 1
+
+    def _rows(self, seen: Tensor, embeddings: Tensor) -> Tensor:
+        """What the judge compares: what the blocks of the network see, if that is known, or the embeddings."""
+        channels = widths(self.embedder)
+        return side_by_side(seen[:, self.embedding_dim :], channels) if channels else embeddings
 
     def _believe(self, judged: Judged) -> None:
         """Decide what the next steps learn from."""
@@ -167,6 +173,10 @@ class Refract(Method):
         likelihood = self.anywhere[index] + (self.weights[index] * chances).sum(dim=1)
         return StepResult(-likelihood.log().mean(), self.trusted[index])
 
+    def observer(self) -> nn.Module:
+        """The saved network, and what its blocks see."""
+        return WithLevels(self.networks()["model"])
+
     @torch.no_grad()
     def judge(self, embeddings: Tensor, labels: Tensor, index: Tensor) -> tuple[Selection, float]:
         """Judge the whole training set by the judge of the looks and by the network, alike; see `Method.judge`.
@@ -174,7 +184,8 @@ class Refract(Method):
         Each errs where the other may not: the judge looks at a sample by others that it was trained beside, the network
         by its own label, too. A look hears the judge only, or the network would confirm itself.
         """
-        judged = judge(embeddings, labels)
+        seen, embeddings = embeddings, embeddings[:, : self.embedding_dim]
+        judged = judge(self._rows(seen, embeddings), labels)
         known = (embeddings != 0).any(dim=1)
         chances = pool(judged.chances, self._sees(embeddings, judged))
         chances = torch.where(known[:, None], chances, judged.chances)

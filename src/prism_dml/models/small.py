@@ -1,6 +1,7 @@
 """A small convolutional network, trained from scratch, for images of 28 to 96 pixels."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -39,8 +40,16 @@ class SmallConvNet(nn.Sequential):
             if residual and position > 0:
                 layers.append(_Residual(outputs))
         super().__init__(*layers, nn.AdaptiveAvgPool2d(grid), nn.Flatten())
+        self.widths: tuple[int, ...] = tuple(widths)
+        """Channels of each block."""
         self.num_features: int = widths[-1] * grid**2
         """Length of the feature vectors: images (B, 3, H, W) -> features (B, num_features)."""
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The last layer of each block, which makes its map (B, width, h, w)."""
+        starts = (nn.Conv2d, nn.AdaptiveAvgPool2d)
+        return [layer for layer, following in pairwise(self) if isinstance(following, starts)]
 
 
 class _Residual(nn.Module):

@@ -13,12 +13,12 @@ from prism_dml.data import ImageTable
 from prism_dml.methods.base import Method
 
 
-def judge_samples(method: Method, embeddings: Tensor, table: ImageTable) -> tuple[pd.DataFrame, float]:
-    """Judge every training sample by its embedding without augmentation.
+def judge_samples(method: Method, seen: Tensor, table: ImageTable) -> tuple[pd.DataFrame, float]:
+    """Judge every training sample by what the method's observer sees without augmentation.
 
     Args:
         method: a method that selects, trained.
-        embeddings: (N, D) of the whole training set.
+        seen: (N, D) or more, of the whole training set.
         table: the N samples.
 
     Returns:
@@ -26,8 +26,8 @@ def judge_samples(method: Method, embeddings: Tensor, table: ImageTable) -> tupl
         keep, suggested_label, and suggested_probability, if the method's probabilities are calibrated; and the
         estimated share of wrong labels.
     """
-    labels = torch.from_numpy(table.labels).to(embeddings.device)
-    selection, rate = method.judge(embeddings, labels, torch.arange(len(labels), device=labels.device))
+    labels = torch.from_numpy(table.labels).to(seen.device)
+    selection, rate = method.judge(seen, labels, torch.arange(len(labels), device=labels.device))
     classes = pd.Series(table.classes)
     frame = pd.DataFrame({"path": table.paths, "label": classes[table.labels].to_numpy()})
     if table.clean_labels is not None:

@@ -56,15 +56,15 @@ def finish(
     if sources.validation is not None:
         result["validation_precision_at_1"] = best if math.isfinite(best) else None
     if method.selects:
-        embeddings = embed_all(method.networks()["model"], sources.train, ranks)
-        judged, rate = judge_samples(method, embeddings, sources.train.table)
+        seen = embed_all(method.observer(), sources.train, ranks)
+        judged, rate = judge_samples(method, seen, sources.train.table)
         if ranks.first:
             with replacing(out / "samples.parquet") as temporary:
                 judged.to_parquet(temporary, index=False)
         result["noise_rate_estimate"] = rate
         if sources.train.table.is_noisy is not None:
             result["judgement"] = rate_judgement(judged, ~sources.train.table.is_noisy)
-        _hand_over(out, sources, embeddings, judged, ranks)
+        _hand_over(out, sources, seen[:, : method.embedding_dim], judged, ranks)
     if ranks.first:
         _write_run(out, sources, settings, result)
     return result
