@@ -60,8 +60,12 @@ class Refract(Method):
     are not as narrow there. So the embedding that is judged, validated and saved is scaled, half-way to where the
     spread within the believed classes is the same in all directions (`EVENED`), as the last look found it.
 
+    Where the blocks of the network are known (`levels`), the judge compares what they see, and not the embeddings:
+    what comes early in a network knows less of the labels that it learns, wrong ones included.
+
     A step costs O(B.C.D) beside the network. A look costs a forward pass of the N samples, O(N.(C + D).D) time, and
-    O(N^1.5.D) for their neighbours, on an accelerator O(N^2.D). What is believed takes 69 bytes a sample.
+    O(N^1.5.D) for their neighbours, on an accelerator O(N^2.D), where D is 256 if blocks are compared; these take 4
+    bytes for each of 4 times their channels a sample, 3.6 kB. What is believed takes 69 bytes a sample.
     Source: PRISM (Liu et al., CVPR 2021), sec. 3, for trust by the similarity to class means; normalised softmax: Zhai
     and Wu, BMVC 2019; the likelihood of a noisy label: Patrini et al., CVPR 2017; scaling by the covariance
     within classes: Hatch et al., Interspeech 2006, who whiten; the rest is ours.
