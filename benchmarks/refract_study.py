@@ -9,7 +9,8 @@ made wrong (CIFAR-10N: as people gave them), and the variants of VARIANTS are tr
 touched. All rows but those of AS_SHIPPED leave the embeddings as the loss made them, so that what is compared is how
 labels are judged and learned. A finished run is one line of results.jsonl and is not run again. `time` is processor
 time beside MCL's in the same table; runs side by side slow each other down, so it is good to a tenth. The committed
-rows are of before doubtful samples were drawn more rarely, which all rows run anew do.
+rows are of before doubtful samples were drawn more rarely and the blocks of the network were judged, which all rows run
+anew do.
 """
 
 import argparse
@@ -40,6 +41,7 @@ from prism_dml.methods.refract import Refract
 from prism_dml.methods.registry import METHODS
 from prism_dml.methods.selector import make_bank
 from prism_dml.models import load
+from prism_dml.models.levels import WithLevels
 from prism_dml.retrieval import retrieval_metrics
 from prism_dml.selection import cross_fit
 from prism_dml.selection.discriminant import ClassBalls, class_sums
@@ -76,7 +78,14 @@ KEYS = ("data", "noise", "row", "seed")
 GIVEN, FIRST_TWO = ((torch.arange(1 + beliefs.OTHERS) < count).float() for count in (1, 2))
 
 
-class FromSteps(Refract):
+class ByEmbedding(Refract):
+    """Refract that judges embeddings, and not what the blocks of the network see."""
+
+    def _rows(self, seen, embeddings):
+        return embeddings
+
+
+class FromSteps(ByEmbedding):
     """Refract that judges the features of training, the last of each sample, instead of embedding all images anew."""
 
     def __init__(self, embedder, data, config) -> None:
@@ -193,7 +202,7 @@ class Teacher(Refract):
                 mine.copy_(its)
 
     def on_epoch_start(self, embed_all: EmbedAll) -> None:
-        super().on_epoch_start(lambda network: embed_all(self.teacher))
+        super().on_epoch_start(lambda network: embed_all(WithLevels(self.teacher)))
 
 
 class OnMemory(OneLabelWhereSure):
@@ -302,6 +311,7 @@ VARIANTS = {
     "believed from 0.8 on": ("refract", {"methods.refract.BELIEVED": 0.8}, None),
     "4 looks at equal parts": ("refract", every(5), None),
     "15 looks at equal parts": ("refract", every(16), None),
+    "the embeddings judged": ("refract", {}, ByEmbedding),
     "the features of training instead of looks": ("refract", {}, FromSteps),
     "first look after a quarter": (
         "refract",
