@@ -13,7 +13,7 @@ from prism_dml.methods.config import MethodConfig
 from prism_dml.methods.second_opinion import by_network, pool
 from prism_dml.models.embedder import Embedder
 from prism_dml.models.levels import WithLevels, side_by_side, widths
-from prism_dml.selection import Selection
+from prism_dml.selection import CalibratedSelection
 from prism_dml.selection.discriminant import matrix_power, within_classes
 
 PARTS, FIRST = 32, 2
@@ -182,7 +182,7 @@ class Refract(Method):
         return WithLevels(self.networks()["model"])
 
     @torch.no_grad()
-    def judge(self, embeddings: Tensor, labels: Tensor, index: Tensor) -> tuple[Selection, float]:
+    def judge(self, embeddings: Tensor, labels: Tensor, index: Tensor) -> tuple[CalibratedSelection, float]:
         """Judge the whole training set by the judge of the looks and by the network, alike; see `Method.judge`.
 
         Each errs where the other may not: the judge looks at a sample by others that it was trained beside, the network
@@ -198,7 +198,7 @@ class Refract(Method):
         other = torch.cat([clean.masked_fill(doubted, -1)[:, None], chances[:, 1:]], dim=1)
         probability, place = other.max(dim=1)
         suggested = judged.classes.gather(1, place[:, None]).squeeze(1)
-        selection = Selection(
+        selection = CalibratedSelection(
             keep=clean >= BELIEVED,
             clean_probability=clean,
             threshold=clean.new_tensor(BELIEVED),

@@ -55,15 +55,21 @@ def widths(embedder: Embedder) -> tuple[int, ...]:
 
 
 def side_by_side(levels: Tensor, widths: tuple[int, ...]) -> Tensor:
-    """Levels (N, L) of a data set as unit rows (N, `DIRECTIONS`): all numbers equally wide, all blocks equally long.
+    """Levels (N, L) of a data set as unit rows: all numbers equally wide, all blocks equally long, side by side.
 
-    Rows of zeros stay. O(N.L) time and memory, beside 10,000 L^2 and L^3 for the directions.
+    Of more than `DIRECTIONS` numbers of more samples than that, the leading directions (N, `DIRECTIONS`). Rows of zeros
+    stay. O(N.L) time and memory, beside 10,000 L^2 and L^3 for the directions.
     """
     known = (levels != 0).any(dim=1, keepdim=True)
     count = known.sum().clamp(min=1)
     rows = (levels - levels.sum(dim=0) / count) * known
     rows = rows / (rows.square().sum(dim=0) / count).sqrt().clamp(min=1e-6)
     rows = torch.cat([normalize(block, dim=1) for block in torch.split(rows, list(widths), dim=1)], dim=1)
-    some = rows[:: math.ceil(len(rows) / _ENOUGH)]
-    _, directions = torch.linalg.eigh(some.T @ some)  # by how much of the rows lies in each, ascending
-    return normalize(rows @ directions[:, -DIRECTIONS:], dim=1)
+    if min(rows.shape) > DIRECTIONS:
+        some = rows[:: math.ceil(len(rows) / _ENOUGH)]
+        # In float32 it may not converge where some numbers hang on others.
+        _, directions = torch.linalg.eigh(
+            (some.T @ some).double()
+        )  # by how much of the rows lies in each, ascending
+        rows = rows @ directions[:, -DIRECTIONS:].float()
+    return normalize(rows, dim=1)

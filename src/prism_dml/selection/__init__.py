@@ -2,8 +2,17 @@
 
 from prism_dml.selection.bank import MemoryBank
 from prism_dml.selection.noise_rate import NoiseRateEstimator
-from prism_dml.selection.prism import PRISM, Selection
+from prism_dml.selection.prism import PRISM, CalibratedSelection, Selection
 from prism_dml.selection.sharded import ShardedBank
 from prism_dml.selection.threshold import SmoothTopR, TopR
 
-__all__ = ["PRISM", "MemoryBank", "NoiseRateEstimator", "Selection", "ShardedBank", "SmoothTopR", "TopR"]
+__all__ = [
+    "PRISM",
+    "CalibratedSelection",
+    "MemoryBank",
+    "NoiseRateEstimator",
+    "Selection",
+    "ShardedBank",
+    "SmoothTopR",
+    "TopR",
+]

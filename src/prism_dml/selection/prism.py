@@ -34,8 +34,6 @@ class Selection:
         threshold: () float32, the probability below which samples were rejected.
         suggested_label: (B,) most similar class; the given label where there is nothing to compare with.
         margin: (B,) similarity to the given class less that to the best other class; 0 where unknown.
-        suggested_probability: (B,) float32 in [0, 1], that the suggested label is right, where this and
-            clean_probability are calibrated: of labels with 0.9, about nine in ten are right. None: they are not.
     """
 
     keep: Tensor
@@ -43,7 +41,17 @@ class Selection:
     threshold: Tensor
     suggested_label: Tensor
     margin: Tensor
-    suggested_probability: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class CalibratedSelection(Selection):
+    """One whose probabilities are calibrated: of labels with a clean_probability of 0.9, about nine in ten are right.
+
+    Attributes:
+        suggested_probability: (B,) float32 in [0, 1], that the suggested label is the right one.
+    """
+
+    suggested_probability: Tensor
 
 
 class PRISM(nn.Module):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prism_dml.data import ImageTable
 from prism_dml.methods.base import Method
+from prism_dml.selection import CalibratedSelection
 
 
 def judge_samples(method: Method, seen: Tensor, table: ImageTable) -> tuple[pd.DataFrame, float]:
@@ -37,7 +38,7 @@ def judge_samples(method: Method, seen: Tensor, table: ImageTable) -> tuple[pd.D
     frame["margin"] = selection.margin.cpu().numpy()
     frame["keep"] = selection.keep.cpu().numpy()
     frame["suggested_label"] = classes[selection.suggested_label.cpu().numpy()].to_numpy()
-    if selection.suggested_probability is not None:
+    if isinstance(selection, CalibratedSelection):
         frame["suggested_probability"] = selection.suggested_probability.cpu().numpy()
     return frame, rate
 
