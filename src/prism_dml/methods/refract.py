@@ -57,15 +57,15 @@ class Refract(Method):
     how often each class is given each label. No noise rate, and no memory of embeddings.
 
     The softmax narrows the classes of the training set more in some directions than in others; classes that are new
-    are not as narrow there. So the embedding that is judged, validated and saved is scaled, half-way to where the
-    spread within the believed classes is the same in all directions (`EVENED`), as the last look found it.
+    are not as narrow there. So the embedding that is validated and saved is scaled, half-way to where the spread within
+    the believed classes is the same in all directions (`EVENED`), as the last look found it.
 
-    Where the blocks of the network are known (`levels`), the judge compares what they see, and not the embeddings:
-    what comes early in a network knows less of the labels that it learns, wrong ones included.
+    Where the blocks of the network are known (`levels`), the judge compares what they see: what comes early in it knows
+    less of the labels that it learns, wrong ones included. Elsewhere it compares the embeddings, scaled.
 
     A step costs O(B.C.D) beside the network. A look costs a forward pass of the N samples, O(N.(C + D).D) time, and
-    O(N^1.5.D) for their neighbours, on an accelerator O(N^2.D), where D is 256 if blocks are compared; these take 4
-    bytes for each of 4 times their channels a sample, 3.6 kB. What is believed takes 69 bytes a sample.
+    O(N^1.5.D) for their neighbours, on an accelerator O(N^2.D), where D is 256 if blocks are compared; what those of
+    the small network see takes 3.6 kB a sample, what is believed 69 bytes.
     Source: PRISM (Liu et al., CVPR 2021), sec. 3, for trust by the similarity to class means; normalised softmax: Zhai
     and Wu, BMVC 2019; the likelihood of a noisy label: Patrini et al., CVPR 2017; scaling by the covariance
     within classes: Hatch et al., Interspeech 2006, who whiten; the rest is ours.
