@@ -10,7 +10,7 @@ from prism_dml.methods.beliefs import Judged, judge, weigh
 from prism_dml.methods.refract import Refract
 from prism_dml.methods.second_opinion import given_the_label, pool
 from prism_dml.models import Embedder
-from prism_dml.models.levels import side_by_side
+from prism_dml.selection.levels import side_by_side
 
 from .stand_in import Linear, build, draw, step
 

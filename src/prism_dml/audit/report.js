@@ -470,7 +470,7 @@ function headline() {
   byId("rate").textContent = percent(overview.noiseRate, overview.noiseRate < 0.1 ? 1 : 0);
   const [low, high] = overview.noiseInterval;
   byId("lead").textContent =
-    `of the ${whole(overview.samples)} labels are wrong, as far as the embeddings tell ` +
+    `of the ${whole(overview.samples)} labels are wrong, as far as can be told ` +
     `(95 % interval: ${percent(low, 1)} to ${percent(high, 1)}). ${whole(overview.issues)} look wrong one by one.`;
   byId("kinds").textContent = Object.entries(overview.kinds).map(([kind, count]) => `${kind}: ${whole(count)}`).join(" · ");
   byId("start").disabled = total === 0;

@@ -12,9 +12,10 @@ from prism_dml.methods.classifier import CosineClassifier
 from prism_dml.methods.config import MethodConfig
 from prism_dml.methods.second_opinion import by_network, pool
 from prism_dml.models.embedder import Embedder
-from prism_dml.models.levels import WithLevels, side_by_side, widths
+from prism_dml.models.levels import WithLevels, widths
 from prism_dml.selection import CalibratedSelection
 from prism_dml.selection.discriminant import matrix_power, within_classes
+from prism_dml.selection.levels import side_by_side
 
 PARTS, FIRST = 32, 2
 """The first look comes after a thirty-second of the run, or after two epochs where that is earlier: of few images,

@@ -1,0 +1,93 @@
+import pytest
+import torch
+
+from prism_dml.selection.levels import DIRECTIONS, side_by_side
+
+WIDTHS = (4, 6, 5)
+
+
+def levels(count=60, seed=0):
+    return torch.rand(count, sum(WIDTHS), generator=torch.Generator().manual_seed(seed)) + 0.1
+
+
+def similarities(rows):
+    return rows @ rows.T
+
+
+def test_all_numbers_are_equally_wide_and_all_blocks_equally_long():
+    given = levels()
+    rows = side_by_side(given, WIDTHS)
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(60))
+    scale = torch.linspace(0.1, 30, sum(WIDTHS))
+    torch.testing.assert_close(
+        similarities(side_by_side(given * scale + 7, WIDTHS)), similarities(rows), atol=1e-4, rtol=0
+    )
+    blocks = torch.split((given - given.mean(0)) / given.std(0, correction=0), WIDTHS, dim=1)
+    cosines = torch.stack([torch.cosine_similarity(b[:, None], b[None], dim=2) for b in blocks])
+    torch.testing.assert_close(similarities(rows), cosines.mean(0), atol=1e-5, rtol=0)
+
+
+def test_what_was_not_seen_stays_zero_and_does_not_count():
+    given = levels()
+    holes = torch.cat([torch.zeros(2, given.shape[1]), given])
+    rows = side_by_side(holes, WIDTHS)
+    assert (rows[:2] == 0).all()
+    torch.testing.assert_close(
+        similarities(rows[2:]), similarities(side_by_side(given, WIDTHS)), atol=1e-5, rtol=0
+    )
+    assert (side_by_side(torch.zeros_like(given), WIDTHS) == 0).all()
+
+
+def test_a_channel_that_is_always_the_same_says_nothing():
+    given = levels()
+    given[:, 0] = 0.5
+    rows = side_by_side(given, WIDTHS)
+    assert rows.isfinite().all()
+    given[:, 0] = 3.0
+    torch.testing.assert_close(
+        similarities(side_by_side(given, WIDTHS)), similarities(rows), atol=1e-5, rtol=0
+    )
+
+
+def test_many_numbers_are_compared_in_their_leading_directions(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    few = torch.randn(500, 10, generator=generator)
+    given = few @ torch.randn(10, 2 * DIRECTIONS, generator=generator)
+    given += 0.01 * torch.randn(given.shape, generator=generator)
+    rows = side_by_side(given, (DIRECTIONS, DIRECTIONS))
+    assert rows.shape == (500, DIRECTIONS)
+    blocks = torch.split((given - given.mean(0)) / given.std(0, correction=0), DIRECTIONS, dim=1)
+    cosines = torch.stack([torch.cosine_similarity(b[:, None], b[None], dim=2) for b in blocks])
+    torch.testing.assert_close(similarities(rows), cosines.mean(0), atol=0.01, rtol=0)
+    monkeypatch.setattr("prism_dml.selection.levels._ENOUGH", 100)  # the directions of a part of the samples
+    torch.testing.assert_close(
+        similarities(side_by_side(given, (DIRECTIONS, DIRECTIONS))), cosines.mean(0), atol=0.02, rtol=0
+    )
+
+
+@pytest.mark.parametrize("count", [20, 300, 700])
+def test_numbers_that_hang_on_others(count):
+    """Maps of few pixels have equal quarters, few samples few directions."""
+    generator = torch.Generator().manual_seed(0)
+    once = torch.rand(count, 100, generator=generator)
+    once[:, 7] = 0
+    given = once.repeat(1, 4)
+    rows = side_by_side(given, (200, 200))
+    assert rows.isfinite().all() and rows.shape == (count, 400 if count == 20 else DIRECTIONS)
+    torch.testing.assert_close(
+        similarities(rows), similarities(side_by_side(once, (100,))), atol=1e-4, rtol=0
+    )
+
+
+def test_directions_are_those_of_samples_in_any_order(monkeypatch):
+    """Classes one after the other again and again, as many as the samples that the directions leave out between two."""
+    generator = torch.Generator().manual_seed(0)
+    centres, truth = torch.randn(10, DIRECTIONS, generator=generator), torch.arange(3000) % 10
+    telling = centres[truth] + 0.01 * torch.randn(3000, DIRECTIONS, generator=generator)
+    given = torch.cat([telling, torch.randn(3000, DIRECTIONS, generator=generator)], dim=1)
+    monkeypatch.setattr("prism_dml.selection.levels._ENOUGH", 300)
+    found = similarities(side_by_side(given, (DIRECTIONS, DIRECTIONS))[:200])
+    same = truth[:200, None] == truth[:200]
+    for one in range(10):
+        of_one = (truth[:200, None] == one) & same
+        assert found[of_one].mean() > found[(truth[:200, None] == one) & ~same].mean() + 0.4
