@@ -125,7 +125,7 @@ def run(job: dict) -> dict:
     test = open_images(table.split("test"), config.image_size, Augment("none"))
     metrics = retrieval_metrics(embed_all(model, test), torch.from_numpy(test.table.labels))
     names = ("precision_at_1", "map_at_r", "r_precision")
-    machine = f"{device_name('cpu')}; Python {platform.python_version()}, torch {torch.__version__}"
+    machine = f"{device_name('cpu', COMMON.precision)}; Python {platform.python_version()}, torch {torch.__version__}"
     return (
         job
         | {name: metrics[name] for name in names}

@@ -68,7 +68,7 @@ def run(job: dict) -> dict:
         | {name: judged.get(name) for name in ("auroc", "purity", "clean_recall")}
         | {"images": len(noisy), "wrong": float(noisy.is_noisy.mean())}
         | {"estimate": result.get("noise_rate_estimate"), "seconds": round(seconds)}
-        | {"machine": f"{device_name('cpu')}; {versions()}"}
+        | {"machine": f"{device_name('cpu', config.precision)}; {versions()}"}
     )
 
 

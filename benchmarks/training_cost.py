@@ -69,7 +69,11 @@ def main() -> None:
             "ratio": round(median(seconds["Refract"]) / median(seconds["MCL"]), 2),
         }
         print(data, results[data], flush=True)
-    about = {"machine": device_name("cpu"), "versions": versions(), "threads": asked.threads}
+    about = {
+        "machine": device_name("cpu", config.precision),
+        "versions": versions(),
+        "threads": asked.threads,
+    }
     asked.out.write_text(json.dumps({**about, **results}, indent=1) + "\n")
 
 

@@ -16,6 +16,7 @@ from prism_dml.files import replacing
 from prism_dml.models import Embedder
 from prism_dml.training import TrainConfig
 from prism_dml.training.measure import embed_all
+from prism_dml.training.precision import precision_on
 
 VECTORS = "vectors"
 """The folder they are in."""
@@ -69,5 +70,7 @@ def _look(table: ImageTable, config: TrainConfig, accelerator: str) -> np.ndarra
         device=accelerator,
         resize_size=look.resize_size,
     )
-    with torch.autocast(accelerator, torch.bfloat16, enabled=config.precision == "bf16-mixed"):
+    with torch.autocast(
+        accelerator, torch.bfloat16, enabled=precision_on(accelerator, config.precision) == "bf16-mixed"
+    ):
         return embed_all(embedder.backbone, images).cpu().numpy()

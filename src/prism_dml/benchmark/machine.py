@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 import prism_dml
+from prism_dml.training.precision import Precision, precision_on
 
 LIBRARIES = ("torch", "timm", "pytorch-metric-learning", "faiss-cpu", "scikit-learn", "numpy")
 
@@ -19,9 +20,11 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def device_name(accelerator: str) -> str:
-    """The machine, and its GPU if that is what is computed on."""
+def device_name(accelerator: str, precision: Precision) -> str:
+    """The machine, its GPU if that is what is computed on, and whether it computes in less than it was asked for."""
     name = f"{num_cores()} cores of {_cpu_model()}, {platform.system()}"
+    if precision_on(accelerator, precision) != precision:
+        name += ", in float32 for want of bfloat16"
     return f"{torch.cuda.get_device_name()}; {name}" if accelerator == "cuda" else name
 
 

@@ -77,7 +77,8 @@ def work(job: Job, folder: Path, data_root: Path, slot: Slot) -> None:
     except Exception as error:  # whatever it is: the other runs go on, and the record says it
         result = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
         shutil.rmtree(folder / "run", ignore_errors=True)
-    result |= {"seconds": round(time.monotonic() - start, 1), "machine": device_name(slot.accelerator)}
+    machine = device_name(slot.accelerator, job.settings.get("precision", "32-true"))
+    result |= {"seconds": round(time.monotonic() - start, 1), "machine": machine}
     result["versions"] = versions()
     with replacing(folder / RESULT) as temporary:
         temporary.write_text(json.dumps(result), encoding="utf-8")

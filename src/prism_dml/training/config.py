@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prism_dml.methods.config import MethodConfig
+from prism_dml.training.precision import Precision
 
 _LARGEST = 1e37  # an optimiser multiplies rates by up to ten, and float32 ends at 3.4e38
 
@@ -41,7 +42,7 @@ class TrainConfig(MethodConfig):
         workers: Processes that decode streamed images.
         accelerator: cpu or cuda; auto: cuda where there is a GPU for it.
         devices: Number of devices of this machine, each with a process that embeds its share of every batch.
-        precision: 32-true or bf16-mixed.
+        precision: 32-true or bf16-mixed, which is 32-true on a CPU without instructions for it.
         seed: Of every random choice.
     """
 
@@ -70,7 +71,7 @@ class TrainConfig(MethodConfig):
     workers: int = 2
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int = 1
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Precision = "32-true"
     seed: int = 0
 
     def __post_init__(self) -> None:

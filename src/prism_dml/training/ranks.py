@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ from prism_dml.models import Embedder
 from prism_dml.selection import MemoryBank, ShardedBank
 from prism_dml.training.batch_norm import at_least_float32, share_batch_norm
 from prism_dml.training.config import TrainConfig
+from prism_dml.training.precision import Precision, precision_on
+
+logger = logging.getLogger("prism_dml")
 
 TIMEOUT = timedelta(minutes=30)
 """So long a process waits for one that is alive but silent; of one that is gone the others know at once."""
@@ -239,7 +243,8 @@ def join(config: TrainConfig) -> tuple[Fabric, Ranks]:
         ValueError: the machine has not so many devices, or another number of processes was launched.
     """
     if not is_launched() or os.environ["WORLD_SIZE"] == "1":
-        return Fabric(accelerator=kind_of_device(config), devices=1, precision=config.precision), ALONE
+        kind = kind_of_device(config)
+        return Fabric(accelerator=kind, devices=1, precision=_precision(kind, config)), ALONE
     here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
     if config.devices not in (1, here):
         raise ValueError(f"{here} processes were launched on this machine, but devices is {config.devices}")
@@ -251,8 +256,16 @@ def join(config: TrainConfig) -> tuple[Fabric, Ranks]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=TIMEOUT)
         atexit.register(leave)  # not before: another run may follow in these processes
     devices = [number] if kind == "cuda" else 1
-    fabric = Fabric(accelerator=kind, devices=devices, precision=config.precision)
+    fabric = Fabric(accelerator=kind, devices=devices, precision=_precision(kind, config))
     return fabric, Ranks(Share(dist.get_rank(), dist.get_world_size()))
+
+
+def _precision(kind: str, config: TrainConfig) -> Precision:
+    """What is computed in; the first process says where that is not what was asked for."""
+    computed_in = precision_on(kind, config.precision)
+    if computed_in != config.precision and is_first():
+        logger.warning("this CPU has no instructions for bfloat16: computing in float32, faster here")
+    return computed_in
 
 
 def leave() -> None:

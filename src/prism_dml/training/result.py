@@ -22,6 +22,7 @@ from prism_dml.models import load, save
 from prism_dml.models.files import CHECKPOINT
 from prism_dml.training.judgement import judge_samples, rate_judgement
 from prism_dml.training.measure import embed_all
+from prism_dml.training.precision import precision_on
 from prism_dml.training.ranks import ALONE, Ranks
 from prism_dml.training.sources import Sources
 from prism_dml.training.tally import Tally
@@ -66,7 +67,8 @@ def finish(
             result["judgement"] = rate_judgement(judged, ~sources.train.table.is_noisy)
         _hand_over(out, sources, seen[:, : method.embedding_dim], judged, ranks)
     if ranks.first:
-        _write_run(out, sources, settings, result)
+        computed_in = precision_on(next(method.parameters()).device.type, settings["precision"])
+        _write_run(out, sources, settings | {"computed_in": computed_in}, result)
     return result
 
 
