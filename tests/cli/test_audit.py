@@ -90,6 +90,37 @@ def test_what_a_run_was_trained_on_is_not_embedded_again(prism, image_folder, tm
     assert asked, "other labels, other data"
 
 
+def test_what_a_run_could_not_read_either_is_left_out(prism, image_folder, tmp_path, monkeypatch, caplog):
+    folder, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(image_folder / "train", folder)
+    paths = sorted(folder.rglob("*.png"))
+    paths[1].write_bytes(b"")
+    small = (
+        "--steps 6 --image-size 16 --embedding-dim 8 --classes-per-batch 2 --samples-per-class 2 --workers 0"
+    )
+    assert prism("train", folder, "--out", run, *small.split(), "--max-unreadable", 0.2)[0] == 0
+    audit = ("audit", run, folder, "--out", tmp_path / "audit", "--max-unreadable")
+    asked, embed_table = [], embed.embed_table
+    monkeypatch.setattr(embed, "embed_table", lambda *a, **k: asked.append(0) or embed_table(*a, **k))
+    caplog.clear()
+    assert prism(*audit, 0.2)[0] == 0
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("skipped") and paths[1].name in said
+    rows = pd.read_parquet(tmp_path / "audit" / "issues.parquet")
+    assert rows["index"].tolist() == [0, *range(2, len(paths))] and not asked
+    samples = pd.read_parquet(run / "samples.parquet").set_index("path").loc[rows["path"]]
+    np.testing.assert_allclose(rows["label_score"], samples["clean_probability"], rtol=1e-6)
+
+    shutil.rmtree(tmp_path / "audit")
+    status, _, error = prism(*audit, 0)
+    assert status == 2 and "unreadable" in error and len(error.splitlines()) <= 2
+    assert not (tmp_path / "audit").exists()
+    paths[1].write_bytes(paths[0].read_bytes())  # what can be read now is not left out
+    asked.clear()
+    assert prism(*audit, 0.2)[0] == 0 and asked
+    assert len(pd.read_parquet(tmp_path / "audit" / "issues.parquet")) == len(paths)
+
+
 def test_the_circle_with_embeddings_and_no_person(prism, tmp_path):
     for name in ("café", "tea pot", "cup"):
         (tmp_path / "photos" / name).mkdir(parents=True)

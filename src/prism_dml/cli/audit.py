@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from prism_dml.data import Embedded, ImageTable
 
 CLASSES_SHOWN = 10
+
+logger = logging.getLogger("prism_dml")
 
 
 def audit(
@@ -147,7 +150,8 @@ def _from_run(run: Path, data: str, split: str | None, embedding: dict[str, Any]
     model, whole = load(run), read_table(data)
     inside = np.arange(len(whole)) if split is None else whole.members(split)
     asked = whole.select(inside)
-    embedded, scores = _handed_over(run, asked) or (embed_table(model, asked, **embedding), None)
+    handed_over = _handed_over(run, asked, embedding["max_unreadable"])
+    embedded, scores = handed_over or (embed_table(model, asked, **embedding), None)
     table = embedded.table
     labels = np.array(table.classes)[table.labels]
     # A split and unreadable images leave samples out; their numbers in the whole data are those of its images.
@@ -156,12 +160,18 @@ def _from_run(run: Path, data: str, split: str | None, embedding: dict[str, Any]
     return _Samples(embedded.vectors, labels, table.paths, index, table_fingerprint(whole), table, scores)
 
 
-def _handed_over(run: Path, table: ImageTable) -> tuple[Embedded, pd.DataFrame | None] | None:
-    """The embeddings and scores that training left, if they are of exactly these images with these labels."""
+def _handed_over(
+    run: Path, table: ImageTable, max_unreadable: float
+) -> tuple[Embedded, pd.DataFrame | None] | None:
+    """The embeddings and scores that training left, if they are of these images with these labels.
+
+    They must be of all of them, but for such a share that cannot be read now as it could not then.
+    """
     import numpy as np
     import torch
 
     from prism_dml.data import Embedded, read_embeddings
+    from prism_dml.data.cache import NAMED_UNREADABLE
     from prism_dml.training.result import EMBEDDINGS
 
     if not (run / EMBEDDINGS).is_file():
@@ -171,11 +181,30 @@ def _handed_over(run: Path, table: ImageTable) -> tuple[Embedded, pd.DataFrame |
         index = _matched(run / EMBEDDINGS, found.paths, found.labels, table)
     except ValueError:  # other images, or other labels
         return None
-    order = index.argsort()
-    if not np.array_equal(index[order], np.arange(len(table))):
+    missing = np.setdiff1d(np.arange(len(table)), index)
+    if len(missing) > max_unreadable * len(table):
         return None
+    faults = [fault for i in missing if (fault := _fault(table, int(i))) is not None]
+    if len(faults) < len(missing):
+        return None
+    for fault in faults[:NAMED_UNREADABLE]:
+        logger.warning("skipped %s", fault)
+    if len(faults) > NAMED_UNREADABLE:
+        logger.warning("skipped %d unreadable images in all", len(faults))
+    order = index.argsort()
     scores = None if found.scores is None else found.scores.iloc[order]
-    return Embedded(torch.from_numpy(found.vectors[order]), table), scores
+    return Embedded(torch.from_numpy(found.vectors[order]), table.select(index[order])), scores
+
+
+def _fault(table: ImageTable, i: int) -> ValueError | None:
+    """Why an image cannot be read."""
+    from prism_dml.data import read_image
+
+    try:
+        read_image(table, i)
+    except ValueError as error:
+        return error
+    return None
 
 
 def _from_embeddings(file: Path, data: str | None, split: str | None) -> _Samples:
