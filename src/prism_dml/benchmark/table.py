@@ -57,8 +57,7 @@ def write_table(
     records = [results[place.job.key] for place in places if place.job and place.job.key in results]
     lines = [f"# {protocol.description or 'Comparison'}", "", f"    {facts.command}", ""]
     for name in ("versions", "machine"):
-        distinct = dict.fromkeys(record[name] for record in records)
-        lines += [f"{name.capitalize()}: {text}." for text in distinct] + [""]
+        lines += [f"{name.capitalize()}: {text}." for text in _by_row(records, name)] + [""]
     lines += [LEGEND, ""]
     for data, noise, rate in dict.fromkeys((place.data, place.noise, place.rate) for place in places):
         inside = [place for place in places if (place.data, place.noise, place.rate) == (data, noise, rate)]
@@ -84,6 +83,17 @@ _NOISE_NAMES = {"none": "all labels right", "given": "labels as given", "small-c
 def _noise(kind: str, rate: float | None) -> str:
     """Wrong labels in words."""
     return _NOISE_NAMES.get(kind, kind) + ("" if rate is None else f" {rate:.0%}")
+
+
+def _by_row(records: Sequence[Record], name: str) -> list[str]:
+    """Where runs took place or what made them, each once; the rows named, if they are not all of the same."""
+    rows: dict[str, dict[str, None]] = {}  # in their order
+    for record in records:
+        rows.setdefault(record[name], {})[record["row"]] = None
+    if len(rows) < 2:
+        return list(rows)
+    most, *others = sorted(rows, key=lambda text: -len(rows[text]))
+    return [most, *(f"{text}: {', '.join(rows[text])}" for text in others)]
 
 
 def _section(protocol: Protocol, places: Sequence[Place], results: dict[str, Record]) -> list[str]:
