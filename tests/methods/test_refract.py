@@ -354,10 +354,10 @@ def test_the_judge_compares_what_the_blocks_of_the_network_see(labels: Tensor) -
             method.on_epoch_start(lambda network: embed(images)(network) * readable)
         assert len(shown) == 1 and not torch.equal(method.scaling, torch.eye(16))
         seen = embed(images)(method.observer()) * readable
-        assert seen.shape == (COUNT, 16 + 16 * (4 + 6))
+        assert seen.shape == (COUNT, 16 + 4 * (4 + 6))
         torch.testing.assert_close(seen[:, :16], embed(images)(method.networks()["model"]) * readable)
         selection, _ = method.judge(seen, labels, torch.arange(COUNT))
-    expected = side_by_side(seen[:, 16:], (64, 96))
+    expected = side_by_side(seen[:, 16:], (16, 24))
     for rows in shown:
         torch.testing.assert_close(rows @ rows.T, expected @ expected.T, atol=1e-4, rtol=0)
     assert selection.keep[:2].all() and not selection.keep.all()

@@ -66,7 +66,7 @@ class Refract(Method):
 
     A step costs O(B.C.D) beside the network. A look costs a forward pass of the N samples, O(N.(C + D).D) time, and
     O(N^1.5.D) for their neighbours, on an accelerator O(N^2.D), where D is 256 if blocks are compared; what those of
-    the small network see takes 4 kB a sample, what is believed 69 bytes.
+    the small network see takes 3.6 kB a sample, what is believed 69 bytes.
     Source: PRISM (Liu et al., CVPR 2021), sec. 3, for trust by the similarity to class means; normalised softmax: Zhai
     and Wu, BMVC 2019; the likelihood of a noisy label: Patrini et al., CVPR 2017; scaling by the covariance
     within classes: Hatch et al., Interspeech 2006, who whiten; the rest is ours.
