@@ -6,8 +6,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from prism_dml.cli import embed
+from prism_dml.cli import samples as samples_of
 from prism_dml.data import read_corrections, read_table, table_fingerprint
+
+SMALL = ["--steps", "6", "--image-size", "16", "--embedding-dim", "8", "--workers", "0"]
+SMALL += ["--classes-per-batch", "2", "--samples-per-class", "2"]
 
 
 @pytest.fixture
@@ -15,6 +18,18 @@ def noisy_list(prism, image_folder, tmp_path):
     out = tmp_path / "noisy.csv"
     prism("corrupt", image_folder, "--kind", "symmetric", "--rate", 0.3, "--out", out)
     return out
+
+
+def embedded_in(monkeypatch):
+    """How many images each audit embeds, a list that grows."""
+    counts, embed_table = [], samples_of.embed_table
+
+    def counted(model, table, **options):
+        counts.append(len(table))
+        return embed_table(model, table, **options)
+
+    monkeypatch.setattr(samples_of, "embed_table", counted)
+    return counts
 
 
 def clustered(table, path):
@@ -50,21 +65,18 @@ def test_a_run_and_its_data(prism, run_folder, noisy_list, tmp_path):
 @pytest.mark.parametrize("method", ["prism-mcl", "refract"])
 def test_what_a_run_was_trained_on_is_not_embedded_again(prism, image_folder, tmp_path, monkeypatch, method):
     """Also the classes that were set aside, and by the best model, which need not be the last."""
-    small = (
-        "--steps 6 --image-size 16 --embedding-dim 8 --classes-per-batch 2 --samples-per-class 2 --workers 0"
-    )
     run, out, train = tmp_path / "run", tmp_path / "audit", ("--split", "train")
     folder = tmp_path / "of five classes"
     shutil.copytree(image_folder / "train", folder / "train")
     shutil.copytree(image_folder / "test", folder / "train", dirs_exist_ok=True)
-    options = [*small.split(), "--validation", 0.4, "--validate-every", 1, "--method", method]
+    options = [*SMALL, "--validation", 0.4, "--validate-every", 1, "--method", method]
     assert prism("train", folder, "--out", run, *options)[0] == 0
     again = tmp_path / "again"
     shutil.copytree(run, again)
     (again / "embeddings.parquet").unlink()
     assert prism("audit", again, folder, *train, "--out", tmp_path / "embedded")[0] == 0
     with monkeypatch.context() as patch:
-        patch.setattr("prism_dml.cli.embed.embed_table", None)
+        patch.setattr("prism_dml.cli.samples.embed_table", None)
         assert prism("audit", run, folder, *train, "--out", out)[0] == 0
     expected, found = (pd.read_parquet(folder / "issues.parquet") for folder in (tmp_path / "embedded", out))
     if method == "refract":  # what it has found in training, by the embeddings and by the network, stays
@@ -83,11 +95,31 @@ def test_what_a_run_was_trained_on_is_not_embedded_again(prism, image_folder, tm
     one, other, *_ = sorted((moved / "train").iterdir())
     image = sorted(one.iterdir())[0]
     image.rename(other / f"from {one.name}.png")
-    asked = []
-    embed_table = embed.embed_table
-    monkeypatch.setattr(embed, "embed_table", lambda *a, **k: asked.append(0) or embed_table(*a, **k))
+    embedded = embedded_in(monkeypatch)
     assert prism("audit", run, moved, *train, "--out", tmp_path / "moved")[0] == 0
-    assert asked, "other labels, other data"
+    assert embedded == [len(list((moved / "train").rglob("*.png")))], "other labels, other data"
+
+
+def test_of_what_a_run_has_not_embedded_only_the_rest_is_embedded(prism, image_folder, tmp_path, monkeypatch):
+    """Data with splits: the run has learned from one of them."""
+    run, embedded = tmp_path / "run", embedded_in(monkeypatch)
+    assert prism("train", image_folder, "--out", run, *SMALL)[0] == 0
+    whole = read_table(image_folder)
+    inside = set(whole.split("train").paths)
+    assert 0 < len(inside) < len(whole)
+    assert prism("audit", run, image_folder, "--out", tmp_path / "audit")[0] == 0
+    rows = pd.read_parquet(tmp_path / "audit" / "issues.parquet").set_index("path")
+    assert embedded == [len(whole) - len(inside)] and list(rows.index) == list(whole.paths)
+    assert rows["given_label"].tolist() == [whole.classes[label] for label in whole.labels]
+    samples = pd.read_parquet(run / "samples.parquet").set_index("path")
+    learned = rows.loc[samples.index]
+    learned = learned[learned["issue"] != "conflicting duplicate"]  # of which an audit knows more
+    assert len(learned) > len(samples) / 2
+    scores = samples["clean_probability"][learned.index]
+    np.testing.assert_allclose(learned["label_score"], scores, rtol=1e-6)
+    (run / "embeddings.parquet").unlink()
+    assert prism("audit", run, image_folder, "--out", tmp_path / "again")[0] == 0
+    assert embedded[1:] == [len(whole)]
 
 
 def test_what_a_run_could_not_read_either_is_left_out(prism, image_folder, tmp_path, monkeypatch, caplog):
@@ -95,30 +127,25 @@ def test_what_a_run_could_not_read_either_is_left_out(prism, image_folder, tmp_p
     shutil.copytree(image_folder / "train", folder)
     paths = sorted(folder.rglob("*.png"))
     paths[1].write_bytes(b"")
-    small = (
-        "--steps 6 --image-size 16 --embedding-dim 8 --classes-per-batch 2 --samples-per-class 2 --workers 0"
-    )
-    assert prism("train", folder, "--out", run, *small.split(), "--max-unreadable", 0.2)[0] == 0
+    assert prism("train", folder, "--out", run, *SMALL, "--max-unreadable", 0.2)[0] == 0
     audit = ("audit", run, folder, "--out", tmp_path / "audit", "--max-unreadable")
-    asked, embed_table = [], embed.embed_table
-    monkeypatch.setattr(embed, "embed_table", lambda *a, **k: asked.append(0) or embed_table(*a, **k))
+    embedded = embedded_in(monkeypatch)
     caplog.clear()
     assert prism(*audit, 0.2)[0] == 0
     (said,) = [record.getMessage() for record in caplog.records]
     assert said.startswith("skipped") and paths[1].name in said
     rows = pd.read_parquet(tmp_path / "audit" / "issues.parquet")
-    assert rows["index"].tolist() == [0, *range(2, len(paths))] and not asked
+    assert rows["index"].tolist() == [0, *range(2, len(paths))] and not embedded
     samples = pd.read_parquet(run / "samples.parquet").set_index("path").loc[rows["path"]]
     same = np.isclose(rows["label_score"], samples["clean_probability"], rtol=1e-6)
     assert same.sum() >= len(rows) - 2  # two are alike under different labels, of which an audit knows more
 
     shutil.rmtree(tmp_path / "audit")
     status, _, error = prism(*audit, 0)
-    assert status == 2 and "unreadable" in error and len(error.splitlines()) <= 2
+    assert status == 2 and f"1 of {len(paths)} images are unreadable" in error.splitlines()[-1]
     assert not (tmp_path / "audit").exists()
     paths[1].write_bytes(paths[0].read_bytes())  # what can be read now is not left out
-    asked.clear()
-    assert prism(*audit, 0.2)[0] == 0 and asked
+    assert prism(*audit, 0.2)[0] == 0 and embedded == [1]
     assert len(pd.read_parquet(tmp_path / "audit" / "issues.parquet")) == len(paths)
 
 

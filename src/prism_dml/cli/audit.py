@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prism_dml.cli.output import print_json, print_table, progress_bar, write_json
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
-    from numpy.typing import NDArray
 
     from prism_dml.audit import Audit
-    from prism_dml.data import Embedded, ImageTable
 
 CLASSES_SHOWN = 10
-
-logger = logging.getLogger("prism_dml")
 
 
 def audit(
@@ -44,7 +36,7 @@ def audit(
     Args:
         run_or_embeddings: Folder of a training run or of a model, or embeddings with labels: .npz, .parquet or a
             folder of parts as `prism embed` writes them. The images of a run whose method judges labels are not
-            embedded again, and scores that it has found calibrated stay, unless their labels have changed.
+            embedded again, and scores that it has found calibrated stay, unless what it has learned from has changed.
         data: Folder of class folders, CSV, or parquet, on disk or at a URL (s3://, gs://, https:// ...). With
             embeddings it may be missing: the page then shows no images; else every embedding belongs to the image of
             its path.
@@ -70,10 +62,11 @@ def audit(
         suggest_corrections,
         write_report,
     )
+    from prism_dml.cli.samples import of_embeddings, of_run
     from prism_dml.data import holds_parts, place, write_corrections
 
     if run_or_embeddings.is_file() or holds_parts(run_or_embeddings):
-        sample_set = _from_embeddings(run_or_embeddings, data, split)
+        sample_set = of_embeddings(run_or_embeddings, data, split)
     elif data is None:
         raise ValueError(
             f"DATA is missing: {run_or_embeddings} is no file of embeddings, so images are embedded"
@@ -85,7 +78,7 @@ def audit(
             "max_unreadable": max_unreadable,
             "device": device,
         }
-        sample_set = _from_run(run_or_embeddings, data, split, embedding)
+        sample_set = of_run(run_or_embeddings, data, split, embedding)
     issues = find_label_issues(sample_set.vectors, sample_set.labels, sample_set.scores)
     table = sample_set.table
     noisy = None if table is None else table.is_noisy
@@ -118,144 +111,6 @@ def audit(
         print_json({"out": str(out), **summary})
     else:
         _show(result, out)
-
-
-@dataclass(frozen=True)
-class _Samples:
-    """What is audited: N samples."""
-
-    vectors: Any
-    """(N, D) embeddings."""
-    labels: NDArray[np.str_]
-    """(N,) given class names."""
-    paths: Sequence[str]
-    """(N) identifiers."""
-    index: NDArray[np.int64]
-    """(N,) their numbers in the whole data."""
-    fingerprint: str
-    """Of the whole data."""
-    table: ImageTable | None
-    """Their images, if there are any."""
-    scores: pd.DataFrame | None
-    """(N) rows of what training found of their labels, if it left something."""
-
-
-def _from_run(run: Path, data: str, split: str | None, embedding: dict[str, Any]) -> _Samples:
-    import numpy as np
-
-    from prism_dml.cli.embed import embed_table
-    from prism_dml.data import SelectedImages, read_table, table_fingerprint
-    from prism_dml.models import load
-
-    model, whole = load(run), read_table(data)
-    inside = np.arange(len(whole)) if split is None else whole.members(split)
-    asked = whole.select(inside)
-    handed_over = _handed_over(run, asked, embedding["max_unreadable"])
-    embedded, scores = handed_over or (embed_table(model, asked, **embedding), None)
-    table = embedded.table
-    labels = np.array(table.classes)[table.labels]
-    # A split and unreadable images leave samples out; their numbers in the whole data are those of its images.
-    assert isinstance(table.images, SelectedImages)
-    index = table.images.indices
-    return _Samples(embedded.vectors, labels, table.paths, index, table_fingerprint(whole), table, scores)
-
-
-def _handed_over(
-    run: Path, table: ImageTable, max_unreadable: float
-) -> tuple[Embedded, pd.DataFrame | None] | None:
-    """The embeddings and scores that training left, if they are of these images with these labels.
-
-    They must be of all of them, but for such a share that cannot be read now as it could not then.
-    """
-    import numpy as np
-    import torch
-
-    from prism_dml.data import Embedded, read_embeddings
-    from prism_dml.data.cache import NAMED_UNREADABLE
-    from prism_dml.training.result import EMBEDDINGS
-
-    if not (run / EMBEDDINGS).is_file():
-        return None
-    found = read_embeddings(run / EMBEDDINGS)
-    try:
-        index = _matched(run / EMBEDDINGS, found.paths, found.labels, table)
-    except ValueError:  # other images, or other labels
-        return None
-    missing = np.setdiff1d(np.arange(len(table)), index)
-    if len(missing) > max_unreadable * len(table):
-        return None
-    faults = [fault for i in missing if (fault := _fault(table, int(i))) is not None]
-    if len(faults) < len(missing):
-        return None
-    for fault in faults[:NAMED_UNREADABLE]:
-        logger.warning("skipped %s", fault)
-    if len(faults) > NAMED_UNREADABLE:
-        logger.warning("skipped %d unreadable images in all", len(faults))
-    order = index.argsort()
-    scores = None if found.scores is None else found.scores.iloc[order]
-    return Embedded(torch.from_numpy(found.vectors[order]), table.select(index[order])), scores
-
-
-def _fault(table: ImageTable, i: int) -> ValueError | None:
-    """Why an image cannot be read."""
-    from prism_dml.data import read_image
-
-    try:
-        read_image(table, i)
-    except ValueError as error:
-        return error
-    return None
-
-
-def _from_embeddings(file: Path, data: str | None, split: str | None) -> _Samples:
-    import numpy as np
-
-    from prism_dml.data import fingerprint, read_embeddings, read_table, table_fingerprint
-
-    found = read_embeddings(file)
-    labels = np.array(found.labels)
-    if data is None:
-        if split is not None:
-            raise ValueError("--split needs DATA: a file of embeddings names no splits")
-        index, mark = np.arange(len(labels)), fingerprint(found.paths, found.labels)
-        return _Samples(found.vectors, labels, found.paths, index, mark, None, found.scores)
-    whole = read_table(data)
-    index = _matched(file, found.paths, found.labels, whole)
-    stays = np.ones(len(index), dtype=bool)
-    if split is not None:
-        stays = np.isin(index, whole.members(split))
-        if not stays.any():
-            raise ValueError(f"{file}: no embedding is of the split '{split}'")
-    paths = [path for path, stay in zip(found.paths, stays, strict=True) if stay]
-    index, scores = index[stays], None if found.scores is None else found.scores[stays]
-    mark, table = table_fingerprint(whole), whole.select(index)
-    return _Samples(found.vectors[stays], labels[stays], paths, index, mark, table, scores)
-
-
-def _matched(file: Path, paths: Sequence[str], labels: list[str], whole: ImageTable) -> NDArray[np.int64]:
-    """(N,) the sample of the data that each embedding is of: in order where paths are the same, else by path."""
-    import numpy as np
-
-    if paths == whole.paths:
-        index = np.arange(len(paths))
-    else:
-        place = {path: i for i, path in enumerate(whole.paths)}
-        if len(place) < len(whole):
-            raise ValueError(
-                f"{file}: paths occur twice in the data, so it must have the same samples in order"
-            )
-        missing = next((path for path in paths if path not in place), None)
-        if missing is not None:
-            raise ValueError(f"{file}: {missing!r} is not in the data")
-        index = np.array([place[path] for path in paths], dtype=np.int64)
-    names = np.array(whole.classes)[whole.labels[index]]
-    differ = np.flatnonzero(names != np.array(labels))
-    if len(differ):
-        i = int(differ[0])
-        raise ValueError(
-            f"{file}: {paths[i]!r} has the label {labels[i]!r}, but {str(names[i])!r} in the data"
-        )
-    return index
 
 
 def _write_issues(result: Audit, out: Path) -> None:

@@ -57,7 +57,7 @@ def load_images(
 
     pixels = np.empty((len(table), 1, size, size), dtype=np.uint8)
     readable: list[int] = []
-    unreadable = _Unreadable(len(table), max_unreadable)
+    unreadable = Unreadable(len(table), max_unreadable)
     for i, image in enumerate(_decode_all(table, size)):
         if isinstance(image, ValueError):
             unreadable.add(image)
@@ -75,8 +75,8 @@ def fits_in_memory(table: ImageTable, size: int) -> bool:
     return len(table) * 3 * size * size <= MEMORY_SHARE * _memory_bytes()
 
 
-class _Unreadable:
-    """Names and counts unreadable images; ValueError once they are too many."""
+class Unreadable:
+    """Names the first unreadable images of `total`, and counts them all."""
 
     def __init__(self, total: int, max_share: float) -> None:
         self.total = total
@@ -84,6 +84,7 @@ class _Unreadable:
         self.count = 0
 
     def add(self, error: ValueError) -> None:
+        """One more, and why; ValueError once they are more than the share `max_share`."""
         self.count += 1
         if self.count <= NAMED_UNREADABLE:
             logger.warning("skipped %s", error)
@@ -96,6 +97,7 @@ class _Unreadable:
             )
 
     def close(self) -> None:
+        """Say how many there are, if not all were named."""
         if self.count > NAMED_UNREADABLE:
             logger.warning("skipped %d unreadable images in all", self.count)
 

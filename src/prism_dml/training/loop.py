@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import signal
@@ -31,7 +30,7 @@ from prism_dml.training.progress import RunProgress
 from prism_dml.training.ranks import is_launched, join, kind_of_device, one_line_if_lost
 from prism_dml.training.repeatable import repeatable
 from prism_dml.training.result import finish, save_networks
-from prism_dml.training.sources import look_once, open_sources
+from prism_dml.training.sources import look_once, open_sources, training_fingerprint
 from prism_dml.training.stop import StopRequest
 from prism_dml.training.tally import Tally
 
@@ -126,7 +125,7 @@ def train(
     guard = Guard(method, config.max_bad_steps)
     modules = {"method": method, "tally": tally, "guard": guard}
     settings = asdict(config) | {"num_samples": len(samples), "num_classes": samples.num_classes}
-    settings |= {"data": _fingerprint(table.split("train")), "devices": ranks.share.of}
+    settings |= {"data": training_fingerprint(table), "devices": ranks.share.of}
 
     def same_run(notes: dict[str, Any]) -> None:
         then = asdict(TrainConfig()) | notes["settings"]  # an earlier version did not have all settings
@@ -238,12 +237,6 @@ def set_learning_rate(optimizer: Optimizer, config: TrainConfig, step: int) -> N
     warm = min(1.0, (step + 1) / max(config.lr_warmup, 1))
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * warm * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-
-
-def _fingerprint(table: ImageTable) -> str:
-    """What tells one training table from another, relabelled ones included; the pixels are not looked at."""
-    text = json.dumps([table.classes, list(table.paths), table.labels.tolist()])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _step_seed(seed: int, step: int) -> int:
