@@ -10,6 +10,8 @@ from prism_dml.methods.beliefs import Judged, judge, weigh
 from prism_dml.methods.refract import Refract
 from prism_dml.methods.second_opinion import given_the_label, pool
 from prism_dml.models import Embedder
+from prism_dml.models.levels import WithLevels
+from prism_dml.models.plain import LENGTH, Patches, PlainFeatures
 from prism_dml.selection.levels import side_by_side
 
 from .stand_in import Linear, build, draw, step
@@ -336,12 +338,12 @@ def taught(method: Refract) -> Tensor:
     return embed(images_of(TRUTH))(method.networks()["model"])
 
 
-def test_the_judge_compares_what_the_blocks_of_the_network_see(labels: Tensor) -> None:
-    """Where they are known: those of SmallConvNet; elsewhere the embeddings, as all other tests here have it."""
+def test_the_judge_compares_what_is_seen_with_the_network_and_without_it(labels: Tensor) -> None:
+    """Where the blocks are known: those of SmallConvNet; elsewhere the embeddings, as all other tests here have it."""
     embedder = Embedder("small", 16, image_size=16, backbone_options={"widths": (4, 6)}).eval()
     method = build("refract", labels, embedder)
     method.look_every(epoch=1, steps=16)
-    images, shown = images_of(TRUTH).repeat_interleave(4, 2).repeat_interleave(4, 3), []
+    images, shown, asked = images_of(TRUTH).repeat_interleave(4, 2).repeat_interleave(4, 3), [], []
     images[:2] = 0  # what cannot be read is embedded as zeros
     readable = (images != 0).flatten(1).any(dim=1)[:, None]
 
@@ -349,18 +351,38 @@ def test_the_judge_compares_what_the_blocks_of_the_network_see(labels: Tensor) -
         shown.append(rows)
         return judge(rows, labels, *options)
 
+    def embed_all(network: nn.Module) -> Tensor:
+        asked.append(type(network))
+        return embed(images)(network) * readable
+
     with mock.patch("prism_dml.methods.refract.judge", judged):
-        for _ in range(2):
-            method.on_epoch_start(lambda network: embed(images)(network) * readable)
-        assert len(shown) == 1 and not torch.equal(method.scaling, torch.eye(16))
+        for _ in range(3):
+            method.on_epoch_start(embed_all)
+        assert asked == [Patches, PlainFeatures, WithLevels, WithLevels], "without it, images are seen once"
+        assert len(shown) == 2 and not torch.equal(method.scaling, torch.eye(16))
         seen = embed(images)(method.observer()) * readable
         assert seen.shape == (COUNT, 16 + 4 * (4 + 6))
         torch.testing.assert_close(seen[:, :16], embed(images)(method.networks()["model"]) * readable)
+        order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(0))
+        method.judge(seen[order], labels[order], order)
         selection, _ = method.judge(seen, labels, torch.arange(COUNT))
-    expected = side_by_side(seen[:, 16:], (16, 24))
+    plain = embed(images)(PlainFeatures(embed(images)(Patches()) * readable)) * readable
+    plain = side_by_side(plain, (LENGTH,))
+    assert (plain[:2] == 0).all()
+    expected = side_by_side(seen[:, 16:], (16, 24), 2 * plain)
+    shown[2] = shown[2][order.argsort()]
     for rows in shown:
-        torch.testing.assert_close(rows @ rows.T, expected @ expected.T, atol=1e-4, rtol=0)
+        torch.testing.assert_close(rows @ rows.T, expected @ expected.T, atol=2e-3, rtol=0)
     assert selection.keep[:2].all() and not selection.keep.all()
+
+
+def test_where_no_image_can_be_read_nothing_is_seen(labels: Tensor) -> None:
+    embedder = Embedder("small", 16, image_size=16, backbone_options={"widths": (4, 6)}).eval()
+    method = build("refract", labels, embedder)
+    method.look_every(epoch=1, steps=16)
+    for _ in range(2):
+        method.on_epoch_start(lambda network: 0 * embed(torch.randn(COUNT, 3, 16, 16))(network))
+    assert method.trusted.all() and not method.plain.any() and method.noise_rate_estimate == 0
 
 
 def test_what_could_not_be_embedded_is_believed(looked: Refract, labels: Tensor) -> None:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from prism_dml.selection.levels import DIRECTIONS, side_by_side
+from prism_dml.selection.levels import DIRECTIONS, num_compared, side_by_side
 
 WIDTHS = (4, 6, 5)
 
@@ -63,6 +63,21 @@ def test_many_numbers_are_compared_in_their_leading_directions(monkeypatch):
     torch.testing.assert_close(
         similarities(side_by_side(given, (DIRECTIONS, DIRECTIONS))), cosines.mean(0), atol=0.02, rtol=0
     )
+
+
+def test_what_is_beside_counts_as_it_is():
+    given, beside = levels(), 2 * torch.eye(60)[:, :50]
+    rows = side_by_side(given, WIDTHS, beside)
+    unit = side_by_side(given, WIDTHS)  # three blocks of length 1, as one of length 1
+    expected = torch.cat([3**0.5 * unit, beside], dim=1)
+    cosines = torch.cosine_similarity(expected[:, None], expected[None], dim=2)
+    torch.testing.assert_close(similarities(rows), cosines, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("samples, numbers", [(60, 15), (300, 15), (300, 512), (20, 512)])
+def test_how_many_numbers_are_compared(samples, numbers):
+    given = torch.rand(samples, numbers, generator=torch.Generator().manual_seed(0))
+    assert side_by_side(given, (numbers,)).shape == (samples, num_compared(samples, numbers))
 
 
 @pytest.mark.parametrize("count", [20, 300, 700])

@@ -13,9 +13,10 @@ from prism_dml.methods.config import MethodConfig
 from prism_dml.methods.second_opinion import by_network, pool
 from prism_dml.models.embedder import Embedder
 from prism_dml.models.levels import WithLevels, widths
+from prism_dml.models.plain import LENGTH, Patches, PlainFeatures
 from prism_dml.selection import CalibratedSelection
 from prism_dml.selection.discriminant import matrix_power, within_classes
-from prism_dml.selection.levels import side_by_side
+from prism_dml.selection.levels import num_compared, side_by_side
 
 PARTS, FIRST = 32, 2
 """The first look comes after a thirty-second of the run, or after two epochs where that is earlier: of few images,
@@ -31,6 +32,9 @@ BELIEVED = 0.5
 SURENESS = 4
 """A doubtful sample is drawn as often as the probability of its most probable class, to this power, says: what may be
 anything teaches little, and takes a place in the batch."""
+
+PLAIN = 2.0
+"""What is seen before anything is learned counts as much as so many blocks of the network, when rows are compared."""
 
 EVENED = 0.25
 """Embeddings are scaled by their covariance within classes to minus this power: 0 does nothing, 1/2 whitens."""
@@ -81,6 +85,7 @@ class Refract(Method):
     weights: Tensor
     anywhere: Tensor
     draws: Tensor
+    plain: Tensor
     scaling: Tensor
     rate: Tensor
     parts: Tensor
@@ -103,6 +108,8 @@ class Refract(Method):
         self.register_buffer("weights", chances)  # (N, 1 + OTHERS) w_k of these
         self.register_buffer("anywhere", torch.zeros(data.num_samples))  # w_0
         self.register_buffer("draws", torch.ones(data.num_samples))  # see `draw_weights`
+        width = num_compared(data.num_samples, LENGTH) if widths(embedder) else 0
+        self.register_buffer("plain", torch.zeros(data.num_samples, width, dtype=torch.half))  # see `_rows`
         self.register_buffer("scaling", torch.eye(self.embedding_dim))  # (D, D), symmetric, of the embeddings
         self.register_buffer("rate", torch.zeros(()))
         self.register_buffer("parts", torch.zeros((), dtype=torch.long))  # finished so far
@@ -125,9 +132,10 @@ class Refract(Method):
     def on_epoch_start(self, embed_all: EmbedAll) -> None:
         """Judge all labels, if it is time to."""
         if int(self.parts) in self._looks:
+            self._look_plainly(embed_all)
             seen = embed_all(WithLevels(self.embedder))
             embeddings, labels = seen[:, : self.embedding_dim], self.data.labels.to(seen.device)
-            rows = self._rows(seen, normalize(embeddings @ self.scaling, dim=1))
+            rows = self._rows(seen, normalize(embeddings @ self.scaling, dim=1), self.plain)
             judged, readable = judge(rows, labels, EXACT_UP_TO), (embeddings != 0).any(dim=1)
             self._believe(judged)
             surest = judged.chances.max(dim=1).values.nan_to_num(0.0).clamp(max=1).to(self.draws)
@@ -136,10 +144,23 @@ class Refract(Method):
             self._even_out(embeddings, labels, readable)
         self.parts += 1
 
-    def _rows(self, seen: Tensor, embeddings: Tensor) -> Tensor:
-        """What the judge compares: what the blocks of the network see, if that is known, or the embeddings."""
+    def _look_plainly(self, embed_all: EmbedAll) -> None:
+        """Once: what can be seen before anything is learned."""
+        if not widths(self.embedder) or self.plain.any():
+            return
+        patches = embed_all(Patches())
+        if patches.any():  # else no image can be read
+            self.plain.copy_(side_by_side(embed_all(PlainFeatures(patches)), (LENGTH,)))
+
+    def _rows(self, seen: Tensor, embeddings: Tensor, plain: Tensor) -> Tensor:
+        """What the judge compares, if the blocks of the network are known: what these see, and what is seen without it.
+
+        Else the embeddings.
+        """
         channels = widths(self.embedder)
-        return side_by_side(seen[:, self.embedding_dim :], channels) if channels else embeddings
+        if not channels:
+            return embeddings
+        return side_by_side(seen[:, self.embedding_dim :], channels, PLAIN * plain.to(seen))
 
     def _believe(self, judged: Judged) -> None:
         """Decide what the next steps learn from."""
@@ -190,7 +211,7 @@ class Refract(Method):
         by its own label, too. A look hears the judge only, or the network would confirm itself.
         """
         seen, embeddings = embeddings, embeddings[:, : self.embedding_dim]
-        judged = judge(self._rows(seen, embeddings), labels)
+        judged = judge(self._rows(seen, embeddings, self.plain[index]), labels)
         known = (embeddings != 0).any(dim=1)
         chances = pool(judged.chances, self._sees(embeddings, judged))
         chances = torch.where(known[:, None], chances, judged.chances)

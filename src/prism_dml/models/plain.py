@@ -1,0 +1,74 @@
+"""What can be seen in images before anything is learned of them: how they respond to patches of each other."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, conv2d, normalize
+
+SIDE, PATCH, STRIDE = 32, 6, 2
+"""Pixels that images are looked at with, those of a patch, and those from one to the next."""
+
+FILTERS, GRID = 256, 2
+"""Patches that are filters; parts of an image, in each direction, over which their responses are averaged."""
+
+LENGTH = FILTERS * GRID**2
+"""Numbers that are made of an image."""
+
+_PLACES = 4  # in each image that patches are taken from
+_LEAST_CONTRAST, _LEAST_VARIANCE = 0.1, 0.1  # of images of unit variance: below, there is nothing but noise
+_THRESHOLD = 0.25  # of a response, in the units of whitened patches
+
+
+class Patches(nn.Module):
+    """Images (B, 3, S, S) -> (B, M): a few patches of each, at the same places in all."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float32 under autocast too."""
+        images = adaptive_avg_pool2d(images.float(), SIDE)
+        places = torch.randint(SIDE - PATCH + 1, (_PLACES, 2), generator=torch.Generator().manual_seed(0))
+        found = [images[:, :, y : y + PATCH, x : x + PATCH].flatten(1) for y, x in places.tolist()]
+        return torch.cat(found, dim=1)
+
+
+class PlainFeatures(nn.Module):
+    """Images (B, 3, S, S) -> (B, `LENGTH`): how they respond to whitened patches of a data set, drawn at random.
+
+    A patch has its mean taken away and is divided by its contrast. No label is known to it, no wrong one either.
+    Source: Coates, Lee and Ng, AISTATS 2011; patches in place of centroids, soft threshold: Coates and Ng, ICML 2011.
+
+    Args:
+        patches: (N, M) of the data set's images as `Patches` finds them; zeros: unreadable, but not all are.
+    """
+
+    filters: Tensor
+    offsets: Tensor
+
+    def __init__(self, patches: Tensor) -> None:
+        super().__init__()
+        patches = patches[(patches != 0).any(dim=1)].reshape(-1, 3 * PATCH**2)
+        patches = patches - patches.mean(dim=1, keepdim=True)
+        patches = patches / (patches.var(dim=1, keepdim=True) + _LEAST_CONTRAST).sqrt()
+        mean = patches.mean(dim=0)
+        covariance = torch.cov((patches - mean).T.double())
+        values, directions = torch.linalg.eigh(covariance)
+        whiten = ((directions * (values + _LEAST_VARIANCE).rsqrt()) @ directions.T).to(patches)
+        order = torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))
+        drawn = order[torch.arange(FILTERS) % len(patches)].to(
+            patches.device
+        )  # of few, some are filters twice
+        filters = normalize((patches[drawn] - mean) @ whiten, dim=1) @ whiten  # (FILTERS, 3 PATCH^2)
+        self.register_buffer("offsets", filters @ mean)
+        filters = filters - filters.mean(dim=1, keepdim=True)  # so that the mean of a patch does not count
+        self.register_buffer("filters", filters.unflatten(1, (3, PATCH, PATCH)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float32 under autocast too. O(B.SIDE^2.FILTERS) time: as much as the small network at this size."""
+        with torch.autocast(images.device.type, enabled=False):
+            images = adaptive_avg_pool2d(images.float(), SIDE).contiguous(memory_format=torch.channels_last)
+            mean, square = (
+                avg_pool2d(x.mean(dim=1, keepdim=True), PATCH, STRIDE) for x in (images, images.square())
+            )
+            count = 3 * PATCH**2
+            variance = (square - mean.square()).clamp(min=0) * count / (count - 1)
+            responses = conv2d(images, self.filters, stride=STRIDE) / (variance + _LEAST_CONTRAST).sqrt()
+            responses = (responses - self.offsets[:, None, None] - _THRESHOLD).clamp(min=0)
+            return adaptive_avg_pool2d(responses, GRID).flatten(1)
