@@ -7,7 +7,7 @@ from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, conv2d, normali
 SIDE, PATCH, STRIDE = 32, 6, 2
 """Pixels that images are looked at with, those of a patch, and those from one to the next."""
 
-FILTERS, GRID = 256, 2
+FILTERS, GRID = 128, 3
 """Patches that are filters; parts of an image, in each direction, over which their responses are averaged."""
 
 LENGTH = FILTERS * GRID**2
@@ -61,7 +61,7 @@ class PlainFeatures(nn.Module):
         self.register_buffer("filters", filters.unflatten(1, (3, PATCH, PATCH)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """float32 under autocast too. O(B.SIDE^2.FILTERS) time: as much as the small network at this size."""
+        """float32 under autocast too. O(B.SIDE^2.FILTERS) time: less than the small network takes at this size."""
         with torch.autocast(images.device.type, enabled=False):
             images = adaptive_avg_pool2d(images.float(), SIDE).contiguous(memory_format=torch.channels_last)
             mean, square = (
