@@ -66,14 +66,17 @@ class Refract(Method):
     the believed classes is the same in all directions (`EVENED`), as the last look found it.
 
     Where the blocks of the network are known (`levels`), the judge compares what they see: what comes early in it knows
-    less of the labels that it learns, wrong ones included. Elsewhere it compares the embeddings, scaled.
+    less of the labels that it learns, wrong ones included. Beside that it compares how images respond to patches of
+    each other (`plain`), which knows of no label. Elsewhere it compares the embeddings, scaled.
 
     A step costs O(B.C.D) beside the network. A look costs a forward pass of the N samples, O(N.(C + D).D) time, and
     O(N^1.5.D) for their neighbours, on an accelerator O(N^2.D), where D is 256 if blocks are compared; what those of
-    the small network see takes 3.6 kB a sample, what is believed 69 bytes.
+    the small network see takes 3.6 kB a sample, what is seen without it half a kB, and 5 kB while it is found, once, in
+    less time than a forward pass; what is believed takes 69 bytes.
     Source: PRISM (Liu et al., CVPR 2021), sec. 3, for trust by the similarity to class means; normalised softmax: Zhai
     and Wu, BMVC 2019; the likelihood of a noisy label: Patrini et al., CVPR 2017; scaling by the covariance
-    within classes: Hatch et al., Interspeech 2006, who whiten; the rest is ours.
+    within classes: Hatch et al., Interspeech 2006, who whiten; `models/levels.py` and `plain.py` name theirs; the rest
+    is ours.
     """
 
     name = "refract"
