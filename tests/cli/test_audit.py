@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -147,6 +148,42 @@ def test_what_a_run_could_not_read_either_is_left_out(prism, image_folder, tmp_p
     paths[1].write_bytes(paths[0].read_bytes())  # what can be read now is not left out
     assert prism(*audit, 0.2)[0] == 0 and embedded == [1]
     assert len(pd.read_parquet(tmp_path / "audit" / "issues.parquet")) == len(paths)
+
+
+def test_how_many_may_be_unreadable_is_a_share_of_all(prism, image_folder, tmp_path, monkeypatch):
+    """Also where only the few that the run has not seen are embedded."""
+    folder, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(image_folder, folder)
+    broken = sorted((folder / "train").rglob("*.png"))[1]
+    broken.write_bytes(b"")
+    assert prism("train", folder, "--out", run, *SMALL, "--max-unreadable", 0.1)[0] == 0
+    for extra in sorted((folder / "test").rglob("*.png"))[2:]:
+        extra.unlink()
+    embedded, whole = embedded_in(monkeypatch), read_table(folder)
+    out = tmp_path / "audit"
+    assert prism("audit", run, folder, "--out", out, "--max-unreadable", 1.5 / len(whole))[0] == 0
+    assert embedded == [3] and len(pd.read_parquet(out / "issues.parquet")) == len(whole) - 1
+
+
+def test_what_has_changed_beside_the_training_data_is_embedded_anew(
+    prism, image_folder, tmp_path, monkeypatch
+):
+    folder, run, data = tmp_path / "data", tmp_path / "run", tmp_path / "data.csv"
+    shutil.copytree(image_folder, folder)
+    rows = pd.DataFrame({"path": sorted(str(path) for path in folder.rglob("*.png"))})
+    rows["label"] = [Path(path).parent.name for path in rows["path"]]
+    rows["split"] = ["train" if "/train/" in path else "validation" for path in rows["path"]]
+    twice = rows[rows["split"] == "train"].iloc[[0]].assign(label=rows["label"].iloc[-1])
+    rows = pd.concat([rows, twice])  # one image under two labels
+    rows.to_csv(data, index=False)
+    assert prism("train", data, "--out", run, *SMALL, "--validation", 0.3)[0] == 0
+    embedded = embedded_in(monkeypatch)
+    assert prism("audit", run, data, "--out", tmp_path / "audit")[0] == 0
+    first = rows.index[rows["split"] == "validation"][0]
+    rows.loc[first, "label"] = "another"
+    rows.drop(index=rows.index[rows["split"] == "validation"][-1]).to_csv(data, index=False)
+    assert prism("audit", run, data, "--out", tmp_path / "changed")[0] == 0
+    assert embedded == [2, 3], "the image with two labels; and the one with another label than before"
 
 
 def test_the_circle_with_embeddings_and_no_person(prism, tmp_path):

@@ -369,7 +369,7 @@ def test_the_judge_compares_what_is_seen_with_the_network_and_without_it(labels:
     plain = embed(images)(PlainFeatures(embed(images)(Patches()) * readable)) * readable
     plain = side_by_side(plain, (LENGTH,))
     assert (plain[:2] == 0).all()
-    expected = side_by_side(seen[:, 16:], (16, 24), 2 * plain)
+    expected = side_by_side(seen[:, 16:], (16, 24), plain)
     shown[2] = shown[2][order.argsort()]
     for rows in shown:
         torch.testing.assert_close(rows @ rows.T, expected @ expected.T, atol=2e-3, rtol=0)

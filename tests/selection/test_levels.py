@@ -49,6 +49,28 @@ def test_a_channel_that_is_always_the_same_says_nothing():
     )
 
 
+def test_a_channel_that_hardly_varies_says_little():
+    """What is left of a number where its mean is taken away in float32 is no difference."""
+    given = levels(2000)
+    rows = side_by_side(given, WIDTHS)
+    given[:, 0] = 37.7
+    found = similarities(side_by_side(given, WIDTHS))
+    given[:, 0] = 3.0
+    torch.testing.assert_close(found, similarities(side_by_side(given, WIDTHS)), atol=0.01, rtol=0)
+    assert rows.isfinite().all()
+
+
+def test_a_channel_that_is_there_once_is_not_all_of_a_sample():
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.arange(3000) % 10
+    given = torch.randn(10, 40, generator=generator)[truth] + 0.5 * torch.randn(3000, 40, generator=generator)
+    given[:, 0] = 0
+    given[0, 0] = 0.01
+    rows = side_by_side(given, (40,))
+    own, others = rows[truth == 0][1:] @ rows[0], rows[truth == 1] @ rows[0]
+    assert own.mean() > 0.5 and own.mean() > others.max()
+
+
 def test_many_numbers_are_compared_in_their_leading_directions(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     few = torch.randn(500, 10, generator=generator)

@@ -34,8 +34,9 @@ def find_label_issues(
         embeddings: (N, D) of any model and modality, numpy or torch, on any device; brought to unit length. A zero
             row is an unknown sample.
         labels: (N,) integers or strings.
-        scores: N rows of label_score, suggested_label and suggested_score as training has found them, the network's
-            own opinion included (see `read_embeddings`), which count in place of those by the embeddings; NaN: those.
+        scores: N rows of label_score, suggested_label (a label, or its text) and suggested_score as training has found
+            them, the network's own opinion included (see `read_embeddings`), which count in place of those by the
+            embeddings; NaN: those.
 
     Returns:
         One row a sample, in order:
@@ -73,7 +74,8 @@ def find_label_issues(
     judgement = by_embeddings
     if scores is not None:
         heard = scores.iloc[found.cpu().numpy()]
-        place = pd.Index(names[classes.cpu().numpy()]).get_indexer(heard["suggested_label"])
+        texts = pd.Index([str(name) for name in names[classes.cpu().numpy()]])
+        place = texts.get_indexer(heard["suggested_label"].astype(str))
         judgement = _hear(by_embeddings, inside, heard, torch.from_numpy(place).to(inside))
     verdict = settle(judgement, inside, near, neighbours)
 

@@ -24,7 +24,7 @@ def device_name(accelerator: str, precision: Precision) -> str:
     """The machine, its GPU if that is what is computed on, and whether it computes in less than it was asked for."""
     name = f"{num_cores()} cores of {_cpu_model()}, {platform.system()}"
     if precision_on(accelerator, precision) != precision:
-        name += ", in float32 for want of bfloat16"
+        name += ", in float32 as bfloat16 is slow"
     return f"{torch.cuda.get_device_name()}; {name}" if accelerator == "cuda" else name
 
 

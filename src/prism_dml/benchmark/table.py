@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,10 +55,9 @@ def write_table(
         results: successful records by key; what is missing is left out.
         facts: what else to say.
     """
-    records = [results[place.job.key] for place in places if place.job and place.job.key in results]
     lines = [f"# {protocol.description or 'Comparison'}", "", f"    {facts.command}", ""]
     for name in ("versions", "machine"):
-        lines += [f"{name.capitalize()}: {text}." for text in _by_row(records, name)] + [""]
+        lines += [f"{name.capitalize()}: {text}." for text in _by_row(places, results, name)] + [""]
     lines += [LEGEND, ""]
     for data, noise, rate in dict.fromkeys((place.data, place.noise, place.rate) for place in places):
         inside = [place for place in places if (place.data, place.noise, place.rate) == (data, noise, rate)]
@@ -85,15 +85,22 @@ def _noise(kind: str, rate: float | None) -> str:
     return _NOISE_NAMES.get(kind, kind) + ("" if rate is None else f" {rate:.0%}")
 
 
-def _by_row(records: Sequence[Record], name: str) -> list[str]:
+def _by_row(places: Sequence[Place], results: dict[str, Record], name: str) -> list[str]:
     """Where runs took place or what made them, each once; the rows named, if they are not all of the same."""
-    rows: dict[str, dict[str, None]] = {}  # in their order
-    for record in records:
-        rows.setdefault(record[name], {})[record["row"]] = None
+    rows: dict[str, Counter[str]] = {}
+    runs: Counter[str] = Counter()
+    for place in places:
+        if place.job and place.job.key in results:
+            rows.setdefault(results[place.job.key][name], Counter())[place.row.name] += 1
+            runs[place.row.name] += 1
     if len(rows) < 2:
         return list(rows)
-    most, *others = sorted(rows, key=lambda text: -len(rows[text]))
-    return [most, *(f"{text}: {', '.join(rows[text])}" for text in others)]
+    most, *others = sorted(rows, key=lambda text: -rows[text].total())
+    named = {
+        text: [row if runs[row] == count else f"part of {row}" for row, count in rows[text].items()]
+        for text in others
+    }
+    return [most, *(f"{text}: {', '.join(named[text])}" for text in others)]
 
 
 def _section(protocol: Protocol, places: Sequence[Place], results: dict[str, Record]) -> list[str]:

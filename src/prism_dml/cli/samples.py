@@ -71,7 +71,8 @@ def of_run(run: Path, data: str, split: str | None, embedding: dict[str, Any]) -
     if len(index):
         rest = _readable(whole, rest, Unreadable(len(asked), embedding["max_unreadable"]))
     if len(rest) or not len(index):
-        embedded = embed_table(model, whole.select(rest), **embedding)
+        most = min(1.0, embedding["max_unreadable"] * len(asked) / max(len(rest), 1))
+        embedded = embed_table(model, whole.select(rest), **embedding | {"max_unreadable": most})
         # Unreadable images leave samples out; their numbers in the whole data are those of its images.
         assert isinstance(embedded.table.images, SelectedImages)
         index = np.concatenate([index, embedded.table.images.indices])
@@ -133,10 +134,15 @@ def _handed_over(run: Path, whole: ImageTable) -> _Known:
     if settings.get("data") != training_fingerprint(whole):
         return nothing
     found = read_embeddings(run / EMBEDDINGS)
-    try:
-        return _Known(_matched(run / EMBEDDINGS, found, whole), found.vectors, found.scores)
-    except ValueError:  # images for validation have changed, or paths do not tell which is which
-        return nothing
+    place = pd.Series(np.arange(len(whole)), index=whole.paths)
+    if found.paths != whole.paths:  # paths that occur twice do not tell which is which
+        place = place[~place.index.duplicated(keep=False)].reindex(found.paths, fill_value=-1)
+    index = place.to_numpy()
+    # Images for validation may have gone, or have other labels.
+    names = np.array(whole.classes)[whole.labels[index]]
+    stays = (index >= 0) & (names == np.array(found.labels))
+    scores = None if found.scores is None else found.scores[stays]
+    return _Known(index[stays], found.vectors[stays], scores)
 
 
 def _matched(file: Path, found: LabelledEmbeddings, whole: ImageTable) -> NDArray[np.int64]:

@@ -124,11 +124,11 @@ class Method(nn.Module):
         """Images -> what `judge` is shown: the embeddings of networks()["model"], and what else it needs."""
         return self.networks()["model"]
 
-    def judge(self, embeddings: Tensor, labels: Tensor, index: Tensor) -> tuple[Selection, float]:
+    def judge(self, seen: Tensor, labels: Tensor, index: Tensor) -> tuple[Selection, float]:
         """Judge the whole training set, and estimate its share of wrong labels; for methods that select.
 
         Args:
-            embeddings: (N, D) without augmentation, and what else `observer` shows beside them.
+            seen: what `observer` shows, without augmentation: (N, D) embeddings, and perhaps more numbers beside them.
             labels: (N,) given labels.
             index: (N,) sample numbers.
         """

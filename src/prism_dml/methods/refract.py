@@ -33,9 +33,6 @@ SURENESS = 4
 """A doubtful sample is drawn as often as the probability of its most probable class, to this power, says: what may be
 anything teaches little, and takes a place in the batch."""
 
-PLAIN = 2.0
-"""What is seen before anything is learned counts as much as so many blocks of the network, when rows are compared."""
-
 EVENED = 0.25
 """Embeddings are scaled by their covariance within classes to minus this power: 0 does nothing, 1/2 whitens."""
 
@@ -70,9 +67,9 @@ class Refract(Method):
     each other (`plain`), which knows of no label. Elsewhere it compares the embeddings, scaled.
 
     A step costs O(B.C.D) beside the network. A look costs a forward pass of the N samples, O(N.(C + D).D) time, and
-    O(N^1.5.D) for their neighbours, on an accelerator O(N^2.D), where D is 256 if blocks are compared; what those of
-    the small network see takes 3.6 kB a sample, what is seen without it half a kB, and 5 kB while it is found, once, in
-    less time than a forward pass; what is believed takes 69 bytes.
+    O(N^1.5.D) for their neighbours, on an accelerator O(N^2.D), where D is 256 if blocks are compared. What
+    those of the small network see, and what is compared, take 5 kB a sample during a look; what is seen without it is
+    found once, in less time than a forward pass, and takes half a kB; what is believed 69 bytes.
     Source: PRISM (Liu et al., CVPR 2021), sec. 3, for trust by the similarity to class means; normalised softmax: Zhai
     and Wu, BMVC 2019; the likelihood of a noisy label: Patrini et al., CVPR 2017; scaling by the covariance
     within classes: Hatch et al., Interspeech 2006, who whiten; `models/levels.py` and `plain.py` name theirs; the rest
@@ -163,7 +160,7 @@ class Refract(Method):
         channels = widths(self.embedder)
         if not channels:
             return embeddings
-        return side_by_side(seen[:, self.embedding_dim :], channels, PLAIN * plain.to(seen))
+        return side_by_side(seen[:, self.embedding_dim :], channels, plain)
 
     def _believe(self, judged: Judged) -> None:
         """Decide what the next steps learn from."""
@@ -207,13 +204,13 @@ class Refract(Method):
         return WithLevels(self.networks()["model"])
 
     @torch.no_grad()
-    def judge(self, embeddings: Tensor, labels: Tensor, index: Tensor) -> tuple[CalibratedSelection, float]:
+    def judge(self, seen: Tensor, labels: Tensor, index: Tensor) -> tuple[CalibratedSelection, float]:
         """Judge the whole training set by the judge of the looks and by the network, alike; see `Method.judge`.
 
         Each errs where the other may not: the judge looks at a sample by others that it was trained beside, the network
         by its own label, too. A look hears the judge only, or the network would confirm itself.
         """
-        seen, embeddings = embeddings, embeddings[:, : self.embedding_dim]
+        embeddings = seen[:, : self.embedding_dim]
         judged = judge(self._rows(seen, embeddings, self.plain[index]), labels)
         known = (embeddings != 0).any(dim=1)
         chances = pool(judged.chances, self._sees(embeddings, judged))

@@ -10,6 +10,9 @@ DIRECTIONS = 256
 """Leading directions that levels are compared in."""
 
 _ENOUGH = 10_000  # samples to find these by
+_FARTHEST = 5.0  # standard deviations: a number that is hardly ever there is not all of a sample
+_LEAST_SPREAD = 1e-4  # of a number, beside its largest value: below, it is always the same
+_ROWS = 8192  # samples looked at together
 
 
 def num_compared(samples: int, numbers: int) -> int:
@@ -21,7 +24,7 @@ def side_by_side(levels: Tensor, widths: tuple[int, ...], beside: Tensor | None 
     """Levels (N, L) of a data set as unit rows: all numbers equally wide, all blocks equally long, side by side.
 
     Of more than `DIRECTIONS` numbers of more samples than that, the leading directions (N, `DIRECTIONS`). Rows of zeros
-    stay. O(N.L) time and memory, beside 10,000 L^2 and L^3 for the directions.
+    stay. O(N.L) time, beside 10,000 L^2 and L^3 for the directions; O(N.`DIRECTIONS`) memory beside what is given.
 
     Args:
         levels: what the blocks see, one after the other; zeros where an image could not be read.
@@ -29,14 +32,31 @@ def side_by_side(levels: Tensor, widths: tuple[int, ...], beside: Tensor | None 
         beside: (N, M) rows to compare as they are, as one more block as long as they are; they count in L.
     """
     known = (levels != 0).any(dim=1, keepdim=True)
+    mean, spread = _moments(levels, known)
+
+    def rows(chosen: Tensor | slice) -> Tensor:
+        """(n, L) of some samples."""
+        wide = ((levels[chosen] - mean) / spread).clamp(-_FARTHEST, _FARTHEST) * known[chosen]
+        blocks = [normalize(block, dim=1) for block in torch.split(wide, list(widths), dim=1)]
+        return torch.cat(blocks if beside is None else [*blocks, beside[chosen].to(levels)], dim=1)
+
+    parts = [slice(start, start + _ROWS) for start in range(0, len(levels), _ROWS)]
+    numbers = levels.shape[1] + (0 if beside is None else beside.shape[1])
+    if num_compared(len(levels), numbers) == numbers:
+        return normalize(torch.cat([rows(part) for part in parts]), dim=1)
+    drawn = rows(some(len(levels), _ENOUGH, levels.device))
+    # In float32 it may not converge where some numbers hang on others. The leading directions come last.
+    _, directions = torch.linalg.eigh((drawn.T @ drawn).double())
+    leading = directions[:, -DIRECTIONS:].to(levels)
+    return torch.cat([normalize(rows(part) @ leading, dim=1) for part in parts])
+
+
+def _moments(levels: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (L,) of what the known samples have."""
     count = known.sum().clamp(min=1)
-    rows = (levels - levels.sum(dim=0) / count) * known
-    rows = rows / (rows.square().sum(dim=0) / count).sqrt().clamp(min=1e-6)
-    blocks = [normalize(block, dim=1) for block in torch.split(rows, list(widths), dim=1)]
-    rows = torch.cat(blocks if beside is None else [*blocks, beside.to(rows)], dim=1)
-    if num_compared(*rows.shape) < rows.shape[1]:
-        drawn = rows[some(len(rows), _ENOUGH, rows.device)]
-        # In float32 it may not converge where some numbers hang on others. The leading directions come last.
-        _, directions = torch.linalg.eigh((drawn.T @ drawn).double())
-        rows = rows @ directions[:, -DIRECTIONS:].float()
-    return normalize(rows, dim=1)
+    mean = levels.sum(dim=0, dtype=torch.float64) / count
+    squares = torch.zeros_like(mean)
+    for part, there in zip(torch.split(levels, _ROWS), torch.split(known, _ROWS), strict=True):
+        squares += ((part - mean) * there).square().sum(dim=0)
+    least = _LEAST_SPREAD * levels.abs().amax(dim=0).clamp(min=1e-12)
+    return mean.to(levels), torch.maximum((squares / count).sqrt().to(levels), least)

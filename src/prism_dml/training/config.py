@@ -42,7 +42,7 @@ class TrainConfig(MethodConfig):
         workers: Processes that decode streamed images.
         accelerator: cpu or cuda; auto: cuda where there is a GPU for it.
         devices: Number of devices of this machine, each with a process that embeds its share of every batch.
-        precision: 32-true or bf16-mixed, which is 32-true on a CPU without instructions for it.
+        precision: 32-true or bf16-mixed, which is 32-true on a CPU that is slow at it.
         seed: Of every random choice.
     """
 

@@ -264,7 +264,7 @@ def _precision(kind: str, config: TrainConfig) -> Precision:
     """What is computed in; the first process says where that is not what was asked for."""
     computed_in = precision_on(kind, config.precision)
     if computed_in != config.precision and is_first():
-        logger.warning("this CPU has no instructions for bfloat16: computing in float32, faster here")
+        logger.warning("bfloat16 is slow on this CPU: computing in float32")
     return computed_in
 
 
