@@ -78,10 +78,17 @@ KEYS = ("data", "noise", "row", "seed")
 GIVEN, FIRST_TWO = ((torch.arange(1 + beliefs.OTHERS) < count).float() for count in (1, 2))
 
 
-class ByEmbedding(Refract):
+class ByBlocks(Refract):
+    """Refract that judges what the blocks of the network see only, and nothing that is seen without it."""
+
+    def _look_plainly(self, embed_all) -> None:
+        """See nothing: what is compared is zero."""
+
+
+class ByEmbedding(ByBlocks):
     """Refract that judges embeddings, and not what the blocks of the network see."""
 
-    def _rows(self, seen, embeddings):
+    def _rows(self, seen, embeddings, plain):
         return embeddings
 
 
@@ -311,6 +318,7 @@ VARIANTS = {
     "believed from 0.8 on": ("refract", {"methods.refract.BELIEVED": 0.8}, None),
     "4 looks at equal parts": ("refract", every(5), None),
     "15 looks at equal parts": ("refract", every(16), None),
+    "the blocks of the network judged only": ("refract", {}, ByBlocks),
     "the embeddings judged": ("refract", {}, ByEmbedding),
     "the features of training instead of looks": ("refract", {}, FromSteps),
     "first look after a quarter": (
