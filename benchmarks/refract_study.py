@@ -209,7 +209,10 @@ class Teacher(Refract):
                 mine.copy_(its)
 
     def on_epoch_start(self, embed_all: EmbedAll) -> None:
-        super().on_epoch_start(lambda network: embed_all(WithLevels(self.teacher)))
+        def by_teacher(network):
+            return embed_all(WithLevels(self.teacher) if isinstance(network, WithLevels) else network)
+
+        super().on_epoch_start(by_teacher)
 
 
 class OnMemory(OneLabelWhereSure):
