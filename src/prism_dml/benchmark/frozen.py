@@ -39,8 +39,9 @@ def embedded_once(
     Raises:
         ValueError: the backbone cannot be built, or an image cannot be had.
     """
-    settings = ("backbone", "pretrained", "weights", "image_size", "precision")
+    settings = ("backbone", "pretrained", "weights", "image_size")
     known = [str(data.resolve()), *(getattr(config, name) for name in settings)]
+    known.append(precision_on(accelerator, config.precision))
     file = folder / f"{hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]}.npy"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_suffix(".lock")):

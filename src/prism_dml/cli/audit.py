@@ -36,7 +36,7 @@ def audit(
     Args:
         run_or_embeddings: Folder of a training run or of a model, or embeddings with labels: .npz, .parquet or a
             folder of parts as `prism embed` writes them. The images of a run whose method judges labels are not
-            embedded again, and scores that it has found calibrated stay, unless what it has learned from has changed.
+            embedded again, and calibrated scores of those that it has learned from stay, unless these have changed.
         data: Folder of class folders, CSV, or parquet, on disk or at a URL (s3://, gs://, https:// ...). With
             embeddings it may be missing: the page then shows no images; else every embedding belongs to the image of
             its path.

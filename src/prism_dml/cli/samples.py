@@ -62,6 +62,8 @@ def of_run(run: Path, data: str, split: str | None, embedding: dict[str, Any]) -
     Raises:
         ValueError: the model or the data cannot be read, or too many of the images.
     """
+    if not 0 <= embedding["max_unreadable"] <= 1:
+        raise ValueError(f"max_unreadable must be in [0, 1], not {embedding['max_unreadable']}")
     model, whole = load(run), read_table(data)
     asked = np.arange(len(whole)) if split is None else whole.members(split)
     known = _handed_over(run, whole)
