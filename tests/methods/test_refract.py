@@ -376,6 +376,27 @@ def test_the_judge_compares_what_is_seen_with_the_network_and_without_it(labels:
     assert selection.keep[:2].all() and not selection.keep.all()
 
 
+def test_in_a_run_of_few_epochs_embeddings_are_compared(labels: Tensor) -> None:
+    embedder = Embedder("small", 16, image_size=16, backbone_options={"widths": (4, 6)}).eval()
+    method = build("refract", labels, embedder)
+    part, asked = method.look_every(epoch=60, steps=100), []
+
+    def embed_all(network: nn.Module) -> Tensor:
+        asked.append(type(network))
+        return embed(torch.randn(COUNT, 3, 16, 16))(network)
+
+    for _ in range(0, 100, part):
+        method.on_epoch_start(embed_all)
+    assert asked == [Embedder] and isinstance(method.observer(), Embedder)
+    seen = embed(torch.randn(COUNT, 3, 16, 16))(method.observer())
+    shown: list[Tensor] = []
+    with mock.patch(
+        "prism_dml.methods.refract.judge", lambda rows, *of: shown.append(rows) or judge(rows, *of)
+    ):
+        method.judge(seen, labels, torch.arange(COUNT))
+    torch.testing.assert_close(shown[0], seen)
+
+
 def test_where_no_image_can_be_read_nothing_is_seen(labels: Tensor) -> None:
     embedder = Embedder("small", 16, image_size=16, backbone_options={"widths": (4, 6)}).eval()
     method = build("refract", labels, embedder)

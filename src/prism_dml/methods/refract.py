@@ -23,8 +23,8 @@ PARTS, FIRST = 32, 2
 wrong labels are soon known by heart."""
 
 APART, FEW = 0.5, 2
-"""Epochs from one look to the next, at least; and epochs below which a run has one look only, the last: more would cost
-too much beside so little training."""
+"""Epochs from one look to the next, at least; and epochs below which a run has one look only, the last, and compares
+embeddings: more would cost too much beside so little training."""
 
 BELIEVED = 0.5
 """Probability of being right from which on a label is believed as given."""
@@ -64,7 +64,8 @@ class Refract(Method):
 
     Where the blocks of the network are known (`levels`), the judge compares what they see: what comes early in it knows
     less of the labels that it learns, wrong ones included. Beside that it compares how images respond to patches of
-    each other (`plain`), which knows of no label. Elsewhere it compares the embeddings, scaled.
+    each other (`plain`), which knows of no label. Elsewhere, and in a run of few epochs, it compares the embeddings,
+    scaled.
 
     A step costs O(B.C.D) beside the network. A look costs a forward pass of the N samples, O(N.(C + D).D) time, and
     O(N^1.5.D) for their neighbours, on an accelerator O(N^2.D), where D is 256 if blocks are compared. What
@@ -114,6 +115,7 @@ class Refract(Method):
         self.register_buffer("rate", torch.zeros(()))
         self.register_buffer("parts", torch.zeros((), dtype=torch.long))  # finished so far
         self._looks: list[int] = []  # after so many parts
+        self._levels = widths(embedder)  # length of what each block shows the judge
 
     def proxies(self) -> list[nn.Parameter]:
         """The class weights."""
@@ -126,14 +128,16 @@ class Refract(Method):
         for parts in range(1, math.ceil(steps / part)):
             if _is_look(parts) and (not looks or (parts - looks[-1]) * part >= APART * epoch):
                 looks.append(parts)
-        self._looks = looks if steps >= FEW * epoch else looks[-1:]
+        few = steps < FEW * epoch
+        self._looks = looks[-1:] if few else looks
+        self._levels = () if few else widths(self.embedder)
         return part
 
     def on_epoch_start(self, embed_all: EmbedAll) -> None:
         """Judge all labels, if it is time to."""
         if int(self.parts) in self._looks:
             self._look_plainly(embed_all)
-            seen = embed_all(WithLevels(self.embedder))
+            seen = embed_all(WithLevels(self.embedder) if self._levels else self.embedder)
             embeddings, labels = seen[:, : self.embedding_dim], self.data.labels.to(seen.device)
             rows = self._rows(seen, normalize(embeddings @ self.scaling, dim=1), self.plain)
             judged, readable = judge(rows, labels, EXACT_UP_TO), (embeddings != 0).any(dim=1)
@@ -146,7 +150,7 @@ class Refract(Method):
 
     def _look_plainly(self, embed_all: EmbedAll) -> None:
         """Once: what can be seen before anything is learned."""
-        if not widths(self.embedder) or self.plain.any():
+        if not self._levels or self.plain.any():
             return
         patches = embed_all(Patches())
         if patches.any():  # else no image can be read
@@ -157,10 +161,9 @@ class Refract(Method):
 
         Else the embeddings.
         """
-        channels = widths(self.embedder)
-        if not channels:
+        if not self._levels:
             return embeddings
-        return side_by_side(seen[:, self.embedding_dim :], channels, plain)
+        return side_by_side(seen[:, self.embedding_dim :], self._levels, plain)
 
     def _believe(self, judged: Judged) -> None:
         """Decide what the next steps learn from."""
@@ -200,8 +203,9 @@ class Refract(Method):
         return StepResult(-likelihood.log().mean(), self.trusted[index])
 
     def observer(self) -> nn.Module:
-        """The saved network, and what its blocks see."""
-        return WithLevels(self.networks()["model"])
+        """The saved network, and what its blocks see, if that is compared."""
+        network = self.networks()["model"]
+        return WithLevels(network) if self._levels else network
 
     @torch.no_grad()
     def judge(self, seen: Tensor, labels: Tensor, index: Tensor) -> tuple[CalibratedSelection, float]:

@@ -69,6 +69,7 @@ class PlainFeatures(nn.Module):
             )
             count = 3 * PATCH**2
             variance = (square - mean.square()).clamp(min=0) * count / (count - 1)
-            responses = conv2d(images, self.filters, stride=STRIDE) / (variance + _LEAST_CONTRAST).sqrt()
-            responses = (responses - self.offsets[:, None, None] - _THRESHOLD).clamp(min=0)
+            responses = conv2d(images, self.filters, stride=STRIDE)  # changed in place: half of the time
+            responses.div_((variance + _LEAST_CONTRAST).sqrt_())
+            responses.sub_(self.offsets[:, None, None] + _THRESHOLD).clamp_(min=0)
             return adaptive_avg_pool2d(responses, GRID).flatten(1)
