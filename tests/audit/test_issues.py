@@ -293,6 +293,20 @@ def test_what_training_found_counts_in_place_of_the_embeddings(half_wrong):
     pd.testing.assert_frame_equal(issues.loc[rest], before.loc[rest])
 
 
+def test_suggestions_as_text_of_labels_that_are_numbers(half_wrong):
+    """As a file of embeddings has them."""
+    embeddings, _, labels, _, before = half_wrong
+    scores = before[list(SCORES)].copy()
+    doubted = np.flatnonzero(before.label_score > 0.99)[0]
+    scores["suggested_label"] = scores["suggested_label"].astype(str)
+    scores.loc[doubted] = (0.05, str((labels[doubted] + 1) % 30), 0.9)
+    issues = find_label_issues(embeddings, labels, scores)
+    assert issues.suggested_label[doubted] == (labels[doubted] + 1) % 30
+    assert issues.suggested_score[doubted] == pytest.approx(0.9)
+    rest = np.arange(len(labels)) != doubted
+    pd.testing.assert_frame_equal(issues[rest], before[rest])
+
+
 def test_a_suggestion_of_no_class_here_is_not_taken(half_wrong):
     embeddings, _, labels, wrong, before = half_wrong
     scores = before[list(SCORES)].copy()

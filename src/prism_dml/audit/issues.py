@@ -74,8 +74,7 @@ def find_label_issues(
     judgement = by_embeddings
     if scores is not None:
         heard = scores.iloc[found.cpu().numpy()]
-        texts = pd.Index([str(name) for name in names[classes.cpu().numpy()]])
-        place = texts.get_indexer(heard["suggested_label"].astype(str))
+        place = _numbers(heard["suggested_label"], names[classes.cpu().numpy()])
         judgement = _hear(by_embeddings, inside, heard, torch.from_numpy(place).to(inside))
     verdict = settle(judgement, inside, near, neighbours)
 
@@ -106,6 +105,14 @@ def find_label_issues(
         "ambiguous_classes": [tuple(pair) for pair in names[classes[verdict.pairs].cpu().numpy()].tolist()],
     }
     return frame
+
+
+def _numbers(suggested: pd.Series, names: NDArray[Any]) -> NDArray[np.intp]:
+    """(N,) which of the labels each is, or is the text of; -1: none."""
+    place: NDArray[np.intp] = pd.Index(names).get_indexer(suggested)
+    texts = pd.Index([str(name) for name in names]).get_indexer(suggested.astype(object).map(str))
+    place[place < 0] = texts[place < 0]
+    return place
 
 
 def _check(scores: pd.DataFrame, count: int) -> None:

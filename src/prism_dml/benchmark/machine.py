@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 import prism_dml
-from prism_dml.training.precision import Precision, precision_on
+from prism_dml.training.config import Precision
+from prism_dml.training.precision import precision_on
 
 LIBRARIES = ("torch", "timm", "pytorch-metric-learning", "faiss-cpu", "scikit-learn", "numpy")
 

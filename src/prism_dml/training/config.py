@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prism_dml.methods.config import MethodConfig
-from prism_dml.training.precision import Precision
+
+Precision = Literal["32-true", "bf16-mixed"]
 
 _LARGEST = 1e37  # an optimiser multiplies rates by up to ten, and float32 ends at 3.4e38
 

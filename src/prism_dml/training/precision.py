@@ -1,10 +1,8 @@
 """What a run computes in, where the machine cannot do what it was asked for."""
 
-from typing import Literal
-
 import torch
 
-Precision = Literal["32-true", "bf16-mixed"]
+from prism_dml.training.config import Precision
 
 FAST_BFLOAT16 = ("AVX512", "SVE256")
 """CPUs, as torch names what they can, on which bfloat16 is worth while. Without AVX-512 a convolution takes some twenty

@@ -21,8 +21,8 @@ from prism_dml.data import Batch, Share
 from prism_dml.models import Embedder
 from prism_dml.selection import MemoryBank, ShardedBank
 from prism_dml.training.batch_norm import at_least_float32, share_batch_norm
-from prism_dml.training.config import TrainConfig
-from prism_dml.training.precision import Precision, precision_on
+from prism_dml.training.config import Precision, TrainConfig
+from prism_dml.training.precision import precision_on
 
 logger = logging.getLogger("prism_dml")
 
