@@ -152,7 +152,7 @@ class Refract(Method):
         """Once: what can be seen before anything is learned."""
         if not self._levels or self.plain.any():
             return
-        patches = embed_all(Patches())
+        patches = embed_all(Patches().to(self.plain.device))
         if patches.any():  # else no image can be read
             self.plain.copy_(side_by_side(embed_all(PlainFeatures(patches)), (LENGTH,)))
 

@@ -21,11 +21,17 @@ _THRESHOLD = 0.25  # of a response, in the units of whitened patches
 class Patches(nn.Module):
     """Images (B, 3, S, S) -> (B, M): a few patches of each, at the same places in all."""
 
+    places: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        places = torch.randint(SIDE - PATCH + 1, (_PLACES, 2), generator=torch.Generator().manual_seed(0))
+        self.register_buffer("places", places)
+
     def forward(self, images: Tensor) -> Tensor:
         """float32 under autocast too."""
         images = adaptive_avg_pool2d(images.float(), SIDE)
-        places = torch.randint(SIDE - PATCH + 1, (_PLACES, 2), generator=torch.Generator().manual_seed(0))
-        found = [images[:, :, y : y + PATCH, x : x + PATCH].flatten(1) for y, x in places.tolist()]
+        found = [images[:, :, y : y + PATCH, x : x + PATCH].flatten(1) for y, x in self.places.tolist()]
         return torch.cat(found, dim=1)
 
 

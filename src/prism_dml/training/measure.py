@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,8 @@ def embed_all(
     network.train(training)
     width = ranks.largest(0 if embeddings is None else embeddings.shape[1])
     if embeddings is None:
-        embeddings = torch.zeros(count, width, device=next(network.parameters()).device)
+        device = next(chain(network.parameters(), network.buffers())).device
+        embeddings = torch.zeros(count, width, device=device)
     return ranks.total(embeddings)
 
 
