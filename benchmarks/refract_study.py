@@ -81,14 +81,14 @@ GIVEN, FIRST_TWO = ((torch.arange(1 + beliefs.OTHERS) < count).float() for count
 class ByBlocks(Refract):
     """Refract that judges what the blocks of the network see only, and nothing that is seen without it."""
 
-    def _look_plainly(self, embed_all) -> None:
+    def _find_patch_features(self, embed_all) -> None:
         """See nothing: what is compared is zero."""
 
 
 class ByEmbedding(ByBlocks):
     """Refract that judges embeddings, and not what the blocks of the network see."""
 
-    def _rows(self, seen, embeddings, plain):
+    def _rows(self, seen, embeddings, patch_features):
         return embeddings
 
 

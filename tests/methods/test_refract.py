@@ -11,7 +11,7 @@ from prism_dml.methods.refract import Refract
 from prism_dml.methods.second_opinion import given_the_label, pool
 from prism_dml.models import Embedder
 from prism_dml.models.levels import WithLevels
-from prism_dml.models.plain import LENGTH, Patches, PlainFeatures
+from prism_dml.models.patches import LENGTH, Patches, PatchFeatures
 from prism_dml.selection.levels import side_by_side
 
 from .stand_in import Linear, build, draw, step
@@ -358,7 +358,7 @@ def test_the_judge_compares_what_is_seen_with_the_network_and_without_it(labels:
     with mock.patch("prism_dml.methods.refract.judge", judged):
         for _ in range(3):
             method.on_epoch_start(embed_all)
-        assert asked == [Patches, PlainFeatures, WithLevels, WithLevels], "without it, images are seen once"
+        assert asked == [Patches, PatchFeatures, WithLevels, WithLevels], "without it, images are seen once"
         assert len(shown) == 2 and not torch.equal(method.scaling, torch.eye(16))
         seen = embed(images)(method.observer()) * readable
         assert seen.shape == (COUNT, 16 + 4 * (4 + 6))
@@ -366,10 +366,10 @@ def test_the_judge_compares_what_is_seen_with_the_network_and_without_it(labels:
         order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(0))
         method.judge(seen[order], labels[order], order)
         selection, _ = method.judge(seen, labels, torch.arange(COUNT))
-    plain = embed(images)(PlainFeatures(embed(images)(Patches()) * readable)) * readable
-    plain = side_by_side(plain, (LENGTH,))
-    assert (plain[:2] == 0).all()
-    expected = side_by_side(seen[:, 16:], (16, 24), plain)
+    features = embed(images)(PatchFeatures(embed(images)(Patches()) * readable)) * readable
+    features = side_by_side(features, (LENGTH,))
+    assert (features[:2] == 0).all()
+    expected = side_by_side(seen[:, 16:], (16, 24), features)
     shown[2] = shown[2][order.argsort()]
     for rows in shown:
         torch.testing.assert_close(rows @ rows.T, expected @ expected.T, atol=2e-3, rtol=0)
@@ -403,7 +403,7 @@ def test_where_no_image_can_be_read_nothing_is_seen(labels: Tensor) -> None:
     method.look_every(epoch=1, steps=16)
     for _ in range(2):
         method.on_epoch_start(lambda network: 0 * embed(torch.randn(COUNT, 3, 16, 16))(network))
-    assert method.trusted.all() and not method.plain.any() and method.noise_rate_estimate == 0
+    assert method.trusted.all() and not method.patch_features.any() and method.noise_rate_estimate == 0
 
 
 def test_what_could_not_be_embedded_is_believed(looked: Refract, labels: Tensor) -> None:

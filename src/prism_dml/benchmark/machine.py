@@ -22,7 +22,7 @@ def num_cores() -> int:
 
 
 def device_name(accelerator: str, precision: Precision) -> str:
-    """The machine, its GPU if that is what is computed on, and whether it computes in less than it was asked for."""
+    """The machine, its GPU if that is what is computed on, and whether it computes in what was not asked for."""
     name = f"{num_cores()} cores of {_cpu_model()}, {platform.system()}"
     if precision_on(accelerator, precision) != precision:
         name += ", in float32 as bfloat16 is slow"

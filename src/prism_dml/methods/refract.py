@@ -13,7 +13,7 @@ from prism_dml.methods.config import MethodConfig
 from prism_dml.methods.second_opinion import by_network, pool
 from prism_dml.models.embedder import Embedder
 from prism_dml.models.levels import WithLevels, widths
-from prism_dml.models.plain import LENGTH, Patches, PlainFeatures
+from prism_dml.models.patches import LENGTH, Patches, PatchFeatures
 from prism_dml.selection import CalibratedSelection
 from prism_dml.selection.discriminant import matrix_power, within_classes
 from prism_dml.selection.levels import num_compared, side_by_side
@@ -64,17 +64,18 @@ class Refract(Method):
 
     Where the blocks of the network are known (`levels`), the judge compares what they see: what comes early in it knows
     less of the labels that it learns, wrong ones included. Beside that it compares how images respond to patches of
-    each other (`plain`), which knows of no label. Elsewhere, and in a run of few epochs, it compares the embeddings,
-    scaled.
+    each other (`PatchFeatures`), which knows of no label. Elsewhere, and in a run of few epochs, it compares the
+    embeddings, scaled.
 
     A step costs O(B.C.D) beside the network. A look costs a forward pass of the N samples, O(N.(C + D).D) time, and
     O(N^1.5.D) for their neighbours, on an accelerator O(N^2.D), where D is 256 if blocks are compared. What
-    those of the small network see, and what is compared, take 5 kB a sample during a look; what is seen without it is
-    found once, in less time than a forward pass, and takes half a kB; what is believed 69 bytes.
+    those of the small network see, and what is compared, take 5 kB a sample during a look. Patch features are found
+    once, in less time than a forward pass and with 6 kB a sample, of which half a kB stays; what is believed takes 69
+    bytes.
     Source: PRISM (Liu et al., CVPR 2021), sec. 3, for trust by the similarity to class means; normalised softmax: Zhai
     and Wu, BMVC 2019; the likelihood of a noisy label: Patrini et al., CVPR 2017; scaling by the covariance
-    within classes: Hatch et al., Interspeech 2006, who whiten; `models/levels.py` and `plain.py` name theirs; the rest
-    is ours.
+    within classes: Hatch et al., Interspeech 2006, who whiten; `models/levels.py` and `patches.py` name theirs; the
+    rest is ours.
     """
 
     name = "refract"
@@ -86,7 +87,7 @@ class Refract(Method):
     weights: Tensor
     anywhere: Tensor
     draws: Tensor
-    plain: Tensor
+    patch_features: Tensor
     scaling: Tensor
     rate: Tensor
     parts: Tensor
@@ -110,7 +111,9 @@ class Refract(Method):
         self.register_buffer("anywhere", torch.zeros(data.num_samples))  # w_0
         self.register_buffer("draws", torch.ones(data.num_samples))  # see `draw_weights`
         width = num_compared(data.num_samples, LENGTH) if widths(embedder) else 0
-        self.register_buffer("plain", torch.zeros(data.num_samples, width, dtype=torch.half))  # see `_rows`
+        self.register_buffer(
+            "patch_features", torch.zeros(data.num_samples, width, dtype=torch.half)
+        )  # see `_rows`
         self.register_buffer("scaling", torch.eye(self.embedding_dim))  # (D, D), symmetric, of the embeddings
         self.register_buffer("rate", torch.zeros(()))
         self.register_buffer("parts", torch.zeros((), dtype=torch.long))  # finished so far
@@ -136,10 +139,10 @@ class Refract(Method):
     def on_epoch_start(self, embed_all: EmbedAll) -> None:
         """Judge all labels, if it is time to."""
         if int(self.parts) in self._looks:
-            self._look_plainly(embed_all)
+            self._find_patch_features(embed_all)
             seen = embed_all(WithLevels(self.embedder) if self._levels else self.embedder)
             embeddings, labels = seen[:, : self.embedding_dim], self.data.labels.to(seen.device)
-            rows = self._rows(seen, normalize(embeddings @ self.scaling, dim=1), self.plain)
+            rows = self._rows(seen, normalize(embeddings @ self.scaling, dim=1), self.patch_features)
             judged, readable = judge(rows, labels, EXACT_UP_TO), (embeddings != 0).any(dim=1)
             self._believe(judged)
             surest = judged.chances.max(dim=1).values.nan_to_num(0.0).clamp(max=1).to(self.draws)
@@ -148,22 +151,19 @@ class Refract(Method):
             self._even_out(embeddings, labels, readable)
         self.parts += 1
 
-    def _look_plainly(self, embed_all: EmbedAll) -> None:
-        """Once: what can be seen before anything is learned."""
-        if not self._levels or self.plain.any():
+    def _find_patch_features(self, embed_all: EmbedAll) -> None:
+        """Once, at the first look: they are the same at all."""
+        if not self._levels or self.patch_features.any():
             return
-        patches = embed_all(Patches().to(self.plain.device))
+        patches = embed_all(Patches().to(self.patch_features.device))
         if patches.any():  # else no image can be read
-            self.plain.copy_(side_by_side(embed_all(PlainFeatures(patches)), (LENGTH,)))
+            self.patch_features.copy_(side_by_side(embed_all(PatchFeatures(patches)), (LENGTH,)))
 
-    def _rows(self, seen: Tensor, embeddings: Tensor, plain: Tensor) -> Tensor:
-        """What the judge compares, if the blocks of the network are known: what these see, and what is seen without it.
-
-        Else the embeddings.
-        """
+    def _rows(self, seen: Tensor, embeddings: Tensor, patch_features: Tensor) -> Tensor:
+        """What the judge compares: what the blocks of the network see and patch features, or embeddings."""
         if not self._levels:
             return embeddings
-        return side_by_side(seen[:, self.embedding_dim :], self._levels, plain)
+        return side_by_side(seen[:, self.embedding_dim :], self._levels, patch_features)
 
     def _believe(self, judged: Judged) -> None:
         """Decide what the next steps learn from."""
@@ -215,7 +215,7 @@ class Refract(Method):
         by its own label, too. A look hears the judge only, or the network would confirm itself.
         """
         embeddings = seen[:, : self.embedding_dim]
-        judged = judge(self._rows(seen, embeddings, self.plain[index]), labels)
+        judged = judge(self._rows(seen, embeddings, self.patch_features[index]), labels)
         known = (embeddings != 0).any(dim=1)
         chances = pool(judged.chances, self._sees(embeddings, judged))
         chances = torch.where(known[:, None], chances, judged.chances)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from prism_dml.models.plain import FILTERS, LENGTH, PATCH, SIDE, Patches, PlainFeatures
+from prism_dml.models.patches import FILTERS, LENGTH, PATCH, SIDE, Patches, PatchFeatures
 
 
 def textures(count, side=SIDE, seed=0):
@@ -25,7 +25,7 @@ def test_images_of_any_size(side):
     images = textures(12, side)
     patches = Patches()(images)
     assert patches.shape[0] == 12 and patches.shape[1] % (3 * PATCH**2) == 0
-    features = PlainFeatures(patches)(images)
+    features = PatchFeatures(patches)(images)
     assert features.shape == (12, LENGTH) and features.isfinite().all() and (features >= 0).all()
 
 
@@ -39,14 +39,14 @@ def test_patches_are_of_the_images():
 
 def test_they_tell_what_images_look_like():
     images = textures(80)
-    rows = unit(PlainFeatures(Patches()(images))(images))
+    rows = unit(PatchFeatures(Patches()(images))(images))
     alike = (rows @ rows.T).fill_diagonal_(-1).argmax(dim=1)
     assert (alike % 4 == torch.arange(80) % 4).all()
 
 
 def test_brightness_does_not_count_and_contrast_hardly():
     images = textures(40)
-    network = PlainFeatures(Patches()(images))
+    network = PatchFeatures(Patches()(images))
     torch.testing.assert_close(network(images + 3), network(images), atol=1e-3, rtol=1e-3)
     assert (torch.cosine_similarity(network(2 * images), network(images)) > 0.98).all()
 
@@ -54,27 +54,27 @@ def test_brightness_does_not_count_and_contrast_hardly():
 def test_neither_the_batch_nor_what_cannot_be_read_counts():
     images = textures(40)
     patches = Patches()(images)
-    network = PlainFeatures(patches)
+    network = PatchFeatures(patches)
     parts = torch.cat([network(part) for part in images.split(7)])
     torch.testing.assert_close(parts, network(images), atol=1e-5, rtol=1e-5)
     holes = torch.cat([patches[:3], torch.zeros(2, patches.shape[1]), patches[3:]])
-    torch.testing.assert_close(PlainFeatures(holes)(images), network(images))
+    torch.testing.assert_close(PatchFeatures(holes)(images), network(images))
 
 
 def test_few_images_are_enough():
     images = textures(1)
-    network = PlainFeatures(Patches()(images))
+    network = PatchFeatures(Patches()(images))
     assert network.filters.shape == (FILTERS, 3, PATCH, PATCH) and network(images).isfinite().all()
 
 
 def test_images_without_anything_to_see():
     images = torch.full((4, 3, SIDE, SIDE), 0.3)
-    assert PlainFeatures(Patches()(images))(images).isfinite().all()
+    assert PatchFeatures(Patches()(images))(images).isfinite().all()
 
 
 def test_float32_under_autocast():
     images = textures(8)
-    network = PlainFeatures(Patches()(images))
+    network = PatchFeatures(Patches()(images))
     with torch.autocast("cpu", torch.bfloat16):
         features = network(images)
     assert features.dtype == torch.float32

@@ -35,7 +35,7 @@ class Patches(nn.Module):
         return torch.cat(found, dim=1)
 
 
-class PlainFeatures(nn.Module):
+class PatchFeatures(nn.Module):
     """Images (B, 3, S, S) -> (B, `LENGTH`): how they respond to whitened patches of a data set, drawn at random.
 
     A patch has its mean taken away and is divided by its contrast. No label is known to it, no wrong one either.
