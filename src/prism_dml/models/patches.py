@@ -31,8 +31,9 @@ class Patches(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """float32 under autocast too."""
         images = adaptive_avg_pool2d(images.float(), SIDE)
-        found = [images[:, :, y : y + PATCH, x : x + PATCH].flatten(1) for y, x in self.places.tolist()]
-        return torch.cat(found, dim=1)
+        y, x = self.places.unbind(dim=1)
+        found = images.unfold(2, PATCH, 1).unfold(3, PATCH, 1)[:, :, y, x]  # (B, 3, places, PATCH, PATCH)
+        return found.transpose(1, 2).flatten(1)
 
 
 class PatchFeatures(nn.Module):
