@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from prism_dml.selection.discriminant import ClassBalls
+from prism_dml.selection.discriminant import ClassBalls, Whitened
 
 MOST_VOTED, MOST_LIKELY = 16, 15
 """Classes considered for a sample: the given one and those with the most votes; and of the others the likeliest."""
@@ -194,7 +194,7 @@ def _candidates_of(
 
 
 def weigh_candidates(
-    candidates: Candidates, whitened: Tensor, labels: Tensor, trust: Tensor, rows: Tensor
+    candidates: Candidates, whitened: Whitened, labels: Tensor, trust: Tensor, rows: Tensor
 ) -> ClassEvidence:
     """Evidence for the candidates of some samples, by the samples that are trusted; a sample has no say on itself.
 
@@ -208,7 +208,7 @@ def weigh_candidates(
 
     Args:
         candidates: of these samples and perhaps others.
-        whitened: (N, D) float32, see `whiten`.
+        whitened: N samples, see `whiten`.
         labels: (N,) given labels.
         trust: (N,) weight of each sample, in [0, 1].
         rows: (n,) which rows of `candidates` are wanted.
@@ -223,15 +223,14 @@ def weigh_candidates(
     found = []
     for part in torch.split(rows, max(1, min(CHUNK, _NUMBERS // count)) if every else CHUNK):
         samples, named, drawn = candidates.samples[part], candidates.voted[part], candidates.drawn[part]
-        row, given, own = whitened[samples], labels[samples], trust[samples]
         if every:
-            density = balls.density(row, given, own)  # (n, C)
+            density = balls.density(samples)  # (n, C)
             named = torch.cat([named, _most_likely(density, named)], dim=1)
             classes, stands_for = _and_drawn(named, drawn, count)
             density = density.gather(1, classes)
         else:
             classes, stands_for = _and_drawn(named, drawn, count)
-            density = balls.density(row, given, own, classes)
+            density = balls.density(samples, classes)
         found.append((classes, density, stands_for))
     classes, density, stands_for = (torch.cat(tensors) for tensors in zip(*found, strict=True))
     return ClassEvidence(

@@ -13,7 +13,7 @@ from prism_dml.selection.candidates import (
     find_candidates,
     weigh_candidates,
 )
-from prism_dml.selection.discriminant import ClassBalls, leading, whiten
+from prism_dml.selection.discriminant import ClassBalls, Whitened, leading, whiten
 from prism_dml.selection.draw import deal, some
 from prism_dml.selection.label_model import LabelModel, Posterior
 from prism_dml.selection.noise_rate import implausibility
@@ -31,10 +31,9 @@ _NEAR = 1 / 8  # of the data: the neighbours whose agreement says how far a samp
 _LEAST_NEIGHBOURS = 3  # and at least
 _MOST_VOTE_ODDS = 100.0  # where all right labels are voted for, any would do
 _HALVINGS = 20  # of the interval that these odds are in
-_FEW_DIRECTIONS, _PER_DIRECTION = (
-    128,
-    20,
-)  # of embeddings that are judged; samples for each, of more directions
+_DIRECTIONS = 128  # of embeddings that are judged, at most,
+_LEAST_PER_DIRECTION, _PER_DIRECTION = 2, 20  # and at least so many samples for each; so many: more directions
+_SLOPE = 0.7  # of densities, where the spread is known: class means are known as far as a few samples tell
 _BELIEVED = 0.5  # probability from which on a label is taken to be right
 _RARELY = 1 / 20  # of the wins that its members would have elsewhere: a class that hardly ever wins
 
@@ -98,10 +97,11 @@ def judge_labels(
     agreement, by_others = _agreement(labels, near, folds)
     # The spread within classes, as those see it whose neighbours agree with them: wrong labels would stretch it in just
     # the directions that tell classes apart, each in favour of itself.
-    # Each sample widens the spread in its own direction, which brings it nearer to the class that it was given, the
-    # more, the fewer samples there are for a direction.
-    most = max(_FEW_DIRECTIONS, len(labels) // _PER_DIRECTION)
+    few = max(min(_DIRECTIONS, len(labels) // _LEAST_PER_DIRECTION), 1)
+    most = max(few, len(labels) // _PER_DIRECTION)
     whitened = whiten(leading(embeddings, most), labels, agreement)
+    # By the spread of few samples in many directions, distances come out too large, by so much.
+    slope = _SLOPE * len(labels) / (len(labels) + whitened.rows.shape[1])
     candidates = find_candidates(labels, similarities, neighbours)
 
     def weigh(trust: Tensor, rows: Tensor) -> ClassEvidence:
@@ -115,7 +115,7 @@ def judge_labels(
     # Both are judged by labels that have no say, so that the better one is the one that makes them more likely.
     begun = []
     for trusts in (everyone, agreed_with):
-        model = LabelModel(int(labels.max()) + 1)
+        model = LabelModel(int(labels.max()) + 1, slope)
         loss = model.fit(ClassEvidence.joined(list(map(weigh, trusts, shown))))
         begun.append((loss, model, trusts))
     _, model, trusts = begun[0] if begun[0][0] < begun[1][0] - _ALIKE else begun[1]
@@ -132,13 +132,13 @@ def judge_labels(
     return _judgement(model, evidence, candidates, labels)
 
 
-def least_rate(whitened: Tensor, labels: Tensor, trust: Tensor) -> float:
+def least_rate(whitened: Whitened, labels: Tensor, trust: Tensor) -> float:
     """Share of wrong labels that the ranks of the given classes show, less two standard errors; in [0, 1].
 
     By the last fifth of the ranks: there, hard clean samples are few. 0 below six classes, whose ranks tell little.
 
     Args:
-        whitened: (N, D), see `whiten`.
+        whitened: N samples, see `whiten`.
         labels: (N,) given labels.
         trust: (N,) weight of each sample.
     """
@@ -147,9 +147,8 @@ def least_rate(whitened: Tensor, labels: Tensor, trust: Tensor) -> float:
         return 0.0
     shown = []
     for part in torch.split(some(len(labels), _RANKED, labels.device), 512):
-        given = labels[part]
-        scores = balls.density(whitened[part], given, trust[part])
-        own = scores.gather(1, given[:, None]).squeeze(1)
+        scores = balls.density(part)
+        own = scores.gather(1, labels[part, None]).squeeze(1)
         shown.append(implausibility(scores, own, balls.mass > 0, torch.ones_like(own).bool(), cut=0.8))
     share = torch.cat(shown).double()
     return float((share.mean() - 2 * share.std(correction=0) / len(share) ** 0.5).clamp(0, 1))

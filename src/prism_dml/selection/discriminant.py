@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 _CHUNK = 65_536  # samples summed up at a time: bounds the memory to _CHUNK x D
 _SHRINKAGE = 0.1  # of the covariance towards a ball, for many samples; more for few
+_LEAST_LEFT = 1e-3  # of the spread in one direction, without a sample: below, it is rounding
 _UNSEEN = 0.5  # members at the origin that a mean is taken with: without trusted members it is near nobody
 
 
@@ -19,49 +22,79 @@ def class_sums(embeddings: Tensor, labels: Tensor, trust: Tensor) -> tuple[Tenso
     return sums, trust.new_zeros(num_classes).index_add_(0, labels, trust)
 
 
+@dataclass(frozen=True)
+class Whitened:
+    """Embeddings of a data set, in coordinates in which its classes are about equally wide in all directions.
+
+    Attributes:
+        rows: (N, D) float32, without their mean.
+        centres: (C, D) of the classes, about which their spread was taken.
+        own: (N,) at least 0: without sample i, at u from its centre, distances would be those by I + own_i u u^T.
+    """
+
+    rows: Tensor
+    centres: Tensor
+    own: Tensor
+
+
 class ClassBalls:
     """Every class as a ball about the mean of its trusted members.
 
     Args:
-        whitened: (N, D) float32, see `whiten`.
+        whitened: N samples, see `whiten`.
         labels: (N,) given labels in [0, C).
         trust: (N,) weight of each sample as a member of its class, in [0, 1].
     """
 
-    def __init__(self, whitened: Tensor, labels: Tensor, trust: Tensor) -> None:
-        self.sums, self.mass = class_sums(whitened, labels, trust)
-        self.lengths = (self.sums * self.sums).sum(dim=1)
+    def __init__(self, whitened: Whitened, labels: Tensor, trust: Tensor) -> None:
+        self.whitened, self.labels, self.trust = whitened, labels, trust
+        self.sums, self.mass = class_sums(whitened.rows, labels, trust)
         members = self.mass + _UNSEEN
-        self.means, self.offsets = self.sums / members[:, None], self._offset(self.lengths, members)
+        self.means = self.sums / members[:, None]
+        self.offsets = _offset(self.sums, members)
 
-    def _offset(self, lengths: Tensor, members: Tensor) -> Tensor:
-        """Half the squared length of means, by that of the sums and their members."""
-        # The mean of few members is off by about D / members, squared, and then looks farther away than it is.
-        return (lengths / members**2 - self.sums.shape[1] / members).clamp(min=0) / 2
+    def density(self, samples: Tensor, classes: Tensor | None = None) -> Tensor:
+        """Log-density of samples under classes, up to a constant of each; a sample has no say in any of it.
 
-    def density(self, rows: Tensor, given: Tensor, own: Tensor, classes: Tensor | None = None) -> Tensor:
-        """Log-density of rows under classes, up to a constant of each row; of the given class without the row itself.
+        It is left out of the mean of its given class, and of the spread that all were whitened by. There it would
+        stretch just the direction in which it is off, and so come nearer to the class that it was given: of a hundred
+        samples, half of the way.
 
         Args:
-            rows: (n, D) whitened.
-            given: (n,) the given classes, in whose sums the rows are,
-            own: (n,) with this weight.
+            samples: (n,) their numbers.
             classes: (n, M) classes wanted, the given one first; None: all.
 
         Returns:
             (n, M), or (n, C). O(n M D) or O(n C D) time.
         """
-        column = given[:, None]
+        rows, given = self.whitened.rows[samples], self.labels[samples]
         if classes is None:
-            density = torch.addmm(-self.offsets, rows, self.means.T)
+            column, among = given[:, None], torch.unique(given, return_inverse=True)
+            dots, offsets = rows @ self.means.T, self.offsets.expand(len(rows), -1).clone()
+            from_centre = (self.whitened.centres[among[0]] @ self.means.T)[among[1]]
         else:
-            density = torch.bmm(self.means[classes], rows[:, :, None]).squeeze(2) - self.offsets[classes]
-            column = torch.zeros_like(column)
-        length, dots = (rows * rows).sum(dim=1), (rows * self.sums[given]).sum(dim=1)
-        members = (self.mass[given] - own).clamp(min=0) + _UNSEEN
-        offset = self._offset(self.lengths[given] + own * (own * length - 2 * dots), members)
-        alone = (dots - own * length) / members - offset
-        return density.scatter_(1, column, alone[:, None])
+            column, means = torch.zeros_like(given)[:, None], self.means[classes]
+            offsets = self.offsets[classes]
+            both = torch.stack([rows, self.whitened.centres[given]], dim=2)  # (n, D, 2)
+            dots, from_centre = torch.bmm(means, both).unbind(dim=2)
+        centre, trust = self.whitened.centres[given], self.trust[samples]
+        sums = self.sums[given] - trust[:, None] * rows
+        members = (self.mass[given] - trust).clamp(min=0) + _UNSEEN
+        alone = torch.stack([rows, centre], dim=1) @ sums[:, :, None] / members[:, None, None]  # (n, 2, 1)
+        offsets = offsets.scatter(1, column, _offset(sums, members)[:, None])
+        dots, from_centre = dots.scatter(1, column, alone[:, 0]), from_centre.scatter(1, column, alone[:, 1])
+        # (u.(x - m))^2, less what is the same for all classes, |u|^4
+        off = rows - centre
+        towards = (off * centre).sum(dim=1, keepdim=True) - dots + from_centre  # u.(c - m)
+        length = (off * off).sum(dim=1, keepdim=True)
+        return dots - offsets - self.whitened.own[samples, None] / 2 * towards * (2 * length + towards)
+
+
+def _offset(sums: Tensor, members: Tensor) -> Tensor:
+    """Half the squared length of means, by sums (n, D) of so many members (n,)."""
+    # The mean of few members is off by about D / members, squared, and then looks farther away than it is.
+    lengths = (sums * sums).sum(dim=1)
+    return (lengths / members**2 - sums.shape[1] / members).clamp(min=0) / 2
 
 
 def within_classes(embeddings: Tensor, labels: Tensor, trust: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,8 +118,13 @@ def within_classes(embeddings: Tensor, labels: Tensor, trust: Tensor) -> tuple[T
         scatter += ((residuals * trust[rows, None]).T @ residuals).double()
     covariance = scatter / mass.sum().clamp(min=1e-6)
     ball = covariance.diagonal().mean().clamp(min=1e-6) * torch.eye(dim, device=scatter.device)
-    shrinkage = _SHRINKAGE + (1 - _SHRINKAGE) * dim / (dim + count)
+    shrinkage = _shrinkage(count, dim)
     return mean, (1 - shrinkage) * covariance + shrinkage * ball
+
+
+def _shrinkage(count: int, dim: int) -> float:
+    """Share in (0, 1) of a ball in the covariance of so many samples."""
+    return _SHRINKAGE + (1 - _SHRINKAGE) * dim / (dim + count)
 
 
 def matrix_power(covariance: Tensor, exponent: float) -> Tensor:
@@ -110,7 +148,7 @@ def leading(embeddings: Tensor, most: int) -> Tensor:
     return torch.cat([(rows - mean) @ directions for rows in torch.split(embeddings, _CHUNK)])
 
 
-def whiten(embeddings: Tensor, labels: Tensor, trust: Tensor) -> Tensor:
+def whiten(embeddings: Tensor, labels: Tensor, trust: Tensor) -> Whitened:
     """Embeddings without their mean, scaled so that the spread within classes is 1 in every direction.
 
     The logarithm of the ratio of two classes' densities is then x.(m - n) - (|m|^2 - |n|^2) / 2 for centres m, n.
@@ -121,13 +159,22 @@ def whiten(embeddings: Tensor, labels: Tensor, trust: Tensor) -> Tensor:
         trust: (N,) weight of each sample in the covariance, in [0, 1].
 
     Returns:
-        (N, D) float32. O(N D^2) time.
+        N samples. O(N D^2) time.
 
-    Source: linear discriminant analysis (Fisher 1936; Rao 1948), with a shrunk covariance.
+    Source: linear discriminant analysis (Fisher 1936; Rao 1948), with a shrunk covariance; without a sample: Sherman
+    and Morrison, Ann. Math. Stat. 21 (1950).
     """
     mean, covariance = within_classes(embeddings, labels, trust)
     scaling = matrix_power(covariance, -0.5)
     whitened = torch.empty_like(embeddings)
-    for rows in torch.split(torch.arange(len(labels), device=labels.device), _CHUNK):
+    parts = torch.split(torch.arange(len(labels), device=labels.device), _CHUNK)
+    for rows in parts:
         whitened[rows] = (embeddings[rows] - mean) @ scaling
-    return whitened
+    sums, mass = class_sums(whitened, labels, trust)
+    centres = sums / mass.clamp(min=1e-6)[:, None]
+    lengths = torch.cat([(whitened[rows] - centres[labels[rows]]).square().sum(dim=1) for rows in parts])
+    # A sample that leaves takes the centre with it. The last of a class adds nothing: it is the centre.
+    members = mass[labels]
+    leaving = torch.where(members - trust > 1e-6, trust * members / (members - trust), 0.0)
+    share = (1 - _shrinkage(*embeddings.shape)) * leaving / mass.sum().clamp(min=1e-6)
+    return Whitened(whitened, centres, share / (1 - share * lengths).clamp(min=_LEAST_LEFT))

@@ -14,11 +14,12 @@ from prism_dml.selection.candidates import ClassEvidence, count_drawn
 from prism_dml.selection.confident_joint import confident_joint, expected_pairs
 from prism_dml.selection.draw import some
 
-# Of the parameters b (before softplus) and r, below: the middle of a Gaussian prior, and one over its variance. b is
-# held to a slope of about 1, as where densities are right: of few samples that are all about equally clear, "all are
-# hard", a slope near 0, explains wrong labels as well as r does. Of thousands whose labels are mostly wrong the two
-# differ by less than the model is off, so b is held the firmer, the more there are; for a few hundred that is too firm.
-_PRIOR, _STRENGTH = (0.5, -3.0), (1.0, 0.2)
+# Of the parameters b (before softplus) and r, below: one over the variance of a Gaussian prior. b is held to about the
+# slope that it would have if densities were right: of few samples that are all about equally clear, "all are hard", a
+# slope near 0, explains wrong labels as well as r does. Of thousands whose labels are mostly wrong the two differ by
+# less than the model is off, so b is held the firmer, the more there are; for a few hundred that is too firm.
+_STRENGTH = 1.0, 0.2
+_LOGIT = -3.0  # the middle of r's
 _FIRMER_FROM, _FIRMEST = 250, 10.0  # samples from which on b's is more, in proportion, up to so many times
 # Of the prior of what a class adds to r, for each class there is: where these are few, labels that are wrong in some
 # only are else taken for those of hard classes; among many a wrong label stands out by itself. And more by the cube of
@@ -92,13 +93,13 @@ class LabelModel:
 
     Args:
         num_classes: number C of classes, at least 2.
+        slope: b where densities are as right as can be, in (0, 1]; 1: of many samples.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, slope: float = 1.0) -> None:
         self.num_classes = num_classes
-        self.parameters = _Parameters(
-            torch.tensor(_PRIOR, dtype=torch.float64), torch.zeros(num_classes, dtype=torch.float64)
-        )
+        self._middle = torch.tensor([math.log(math.expm1(slope)), _LOGIT], dtype=torch.float64)
+        self.parameters = _Parameters(self._middle, torch.zeros(num_classes, dtype=torch.float64))
         self._joint_counts: Tensor | None = None  # (C, C) see `confident_joint`
         self._pairs: Tensor | None = None  # (C, C) how often class k is given label l; None: as fitted
 
@@ -232,11 +233,11 @@ class LabelModel:
         members = self._members(evidence)
         parameters = _centred(parameters, members)
         common, each_class, flips = parameters
-        prior, strength = (torch.tensor(pair, dtype=common.dtype) for pair in (_PRIOR, _STRENGTH))
+        strength = torch.tensor(_STRENGTH, dtype=common.dtype)
         prior_of_class, outside = self._prior(common, evidence)
         _, label = self._explain(prior_of_class, outside, self._flipped(parameters, evidence))
         strength[0] *= min(max(len(label) / _FIRMER_FROM, 1.0), _FIRMEST)
-        penalty = (strength * (common - prior) ** 2).sum()
+        penalty = (strength * (common - self._middle) ** 2).sum()
         smaller = (members.mean() / members.clamp(min=1)).clamp(min=1)
         penalty = penalty + _CLASS_STRENGTH * self.num_classes * (smaller**3 * each_class**2).sum()
         if flips is not None:
