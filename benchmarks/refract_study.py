@@ -18,7 +18,8 @@ import os
 import tempfile
 import time
 from contextlib import ExitStack
-from copy import deepcopy
+from copy import copy, deepcopy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -285,9 +286,11 @@ def without_folds(embeddings, labels, similarities, neighbours):
     return cross_fit._judgement(model, evidence, candidates, labels)
 
 
-def with_itself(balls, rows, given, own, *classes, density=ClassBalls.density):
-    """Density as if no sample were in its class's sums: none is taken out."""
-    return density(balls, rows, given, torch.zeros_like(own), *classes)
+def with_itself(balls, samples, *classes, density=ClassBalls.density):
+    """Density as if no sample were in its class's sums, nor in the spread: none is taken out."""
+    whole = copy(balls)
+    whole.trust, whole.whitened = torch.zeros_like(balls.trust), replace(balls.whitened, own=None)
+    return density(whole, samples, *classes)
 
 
 def every(parts: int) -> dict:

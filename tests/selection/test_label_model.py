@@ -41,7 +41,7 @@ def test_whitened_classes_are_round():
 
 def as_they_are(rows, labels):
     """Rows that are compared as they are."""
-    return Whitened(rows, torch.zeros(int(labels.max()) + 1, rows.shape[1]), torch.zeros(len(rows)))
+    return Whitened(rows, torch.zeros(int(labels.max()) + 1, rows.shape[1]), None)
 
 
 def test_density_is_that_without_the_sample_itself(sample):
@@ -130,7 +130,9 @@ def weighed(request, monkeypatch):
     rows, _, labels, *near = made_wrong(60, 10, 0.5, 0)
     candidates = find_candidates(labels, *near)
     trust = torch.rand(len(labels), generator=torch.Generator().manual_seed(1))
-    evidence = weigh_candidates(candidates, as_they_are(rows, labels), labels, trust, torch.arange(len(labels)))
+    evidence = weigh_candidates(
+        candidates, as_they_are(rows, labels), labels, trust, torch.arange(len(labels))
+    )
     return request.param, evidence, candidates, rows, labels, trust
 
 
@@ -170,7 +172,9 @@ def test_candidates_stand_for_all_classes(weighed):
 def test_few_classes_are_all_named_and_none_is_drawn(count):
     rows, _, labels, *near = made_wrong(count, 12, 0.3, 0)
     candidates = find_candidates(labels, *near)
-    evidence = weigh_candidates(candidates, as_they_are(rows, labels), labels, torch.ones(len(labels)), torch.arange(len(labels)))
+    evidence = weigh_candidates(
+        candidates, as_they_are(rows, labels), labels, torch.ones(len(labels)), torch.arange(len(labels))
+    )
     assert candidates.drawn.shape[1] == (0 if count <= 16 else DRAWN)
     assert (evidence.stands_for.sum(dim=1) == count).all()
     model = LabelModel(count)
@@ -260,7 +264,11 @@ def separate(wrong_from, wrong_to, rate, size=400):
     similarities, neighbours = cosines.fill_diagonal_(-math.inf).topk(32, dim=1)
     candidates = find_candidates(labels, similarities, neighbours)
     everyone = torch.ones(len(truth))
-    return weigh_candidates(candidates, as_they_are(rows, labels), labels, everyone, torch.arange(len(truth))), labels, changed
+    return (
+        weigh_candidates(candidates, as_they_are(rows, labels), labels, everyone, torch.arange(len(truth))),
+        labels,
+        changed,
+    )
 
 
 def test_few_classes_have_their_own_flips():

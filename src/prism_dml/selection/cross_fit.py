@@ -32,7 +32,10 @@ _LEAST_NEIGHBOURS = 3  # and at least
 _MOST_VOTE_ODDS = 100.0  # where all right labels are voted for, any would do
 _HALVINGS = 20  # of the interval that these odds are in
 _DIRECTIONS = 128  # of embeddings that are judged, at most,
-_LEAST_PER_DIRECTION, _PER_DIRECTION = 2, 20  # and at least so many samples for each; so many: more directions
+_LEAST_PER_DIRECTION, _PER_DIRECTION = (
+    2,
+    20,
+)  # and at least so many samples for each; so many: more directions
 _SLOPE = 0.7  # of densities, where the spread is known: class means are known as far as a few samples tell
 _BELIEVED = 0.5  # probability from which on a label is taken to be right
 _RARELY = 1 / 20  # of the wins that its members would have elsewhere: a class that hardly ever wins

@@ -9,6 +9,7 @@ from torch import Tensor
 
 _CHUNK = 65_536  # samples summed up at a time: bounds the memory to _CHUNK x D
 _SHRINKAGE = 0.1  # of the covariance towards a ball, for many samples; more for few
+_MANY = 32  # samples for each direction, of which one more or less changes distances by that part at most
 _LEAST_LEFT = 1e-3  # of the spread in one direction, without a sample: below, it is rounding
 _UNSEEN = 0.5  # members at the origin that a mean is taken with: without trusted members it is near nobody
 
@@ -29,12 +30,13 @@ class Whitened:
     Attributes:
         rows: (N, D) float32, without their mean.
         centres: (C, D) of the classes, about which their spread was taken.
-        own: (N,) at least 0: without sample i, at u from its centre, distances would be those by I + own_i u u^T.
+        own: (N,) at least 0: without sample i, at u from its centre, distances would be those by I + own_i u u^T. None:
+            of so many samples none counts.
     """
 
     rows: Tensor
     centres: Tensor
-    own: Tensor
+    own: Tensor | None
 
 
 class ClassBalls:
@@ -68,26 +70,33 @@ class ClassBalls:
             (n, M), or (n, C). O(n M D) or O(n C D) time.
         """
         rows, given = self.whitened.rows[samples], self.labels[samples]
+        sums, members = self.sums[given], self.mass[given]  # of the given class, without the sample itself
+        sums = sums - self.trust[samples, None] * rows
+        members = (members - self.trust[samples]).clamp(min=0) + _UNSEEN
+        alone = sums / members[:, None]
+        dot = (rows * alone).sum(dim=1, keepdim=True)
         if classes is None:
-            column, among = given[:, None], torch.unique(given, return_inverse=True)
-            dots, offsets = rows @ self.means.T, self.offsets.expand(len(rows), -1).clone()
-            from_centre = (self.whitened.centres[among[0]] @ self.means.T)[among[1]]
+            column, offsets = given[:, None], self.offsets
+            density = torch.addmm(-offsets, rows, self.means.T)
         else:
-            column, means = torch.zeros_like(given)[:, None], self.means[classes]
-            offsets = self.offsets[classes]
-            both = torch.stack([rows, self.whitened.centres[given]], dim=2)  # (n, D, 2)
-            dots, from_centre = torch.bmm(means, both).unbind(dim=2)
-        centre, trust = self.whitened.centres[given], self.trust[samples]
-        sums = self.sums[given] - trust[:, None] * rows
-        members = (self.mass[given] - trust).clamp(min=0) + _UNSEEN
-        alone = torch.stack([rows, centre], dim=1) @ sums[:, :, None] / members[:, None, None]  # (n, 2, 1)
-        offsets = offsets.scatter(1, column, _offset(sums, members)[:, None])
-        dots, from_centre = dots.scatter(1, column, alone[:, 0]), from_centre.scatter(1, column, alone[:, 1])
+            column, offsets = torch.zeros_like(given)[:, None], self.offsets[classes]
+            density = torch.bmm(self.means[classes], rows[:, :, None]).squeeze(2) - offsets
+        density.scatter_(1, column, dot - _offset(sums, members)[:, None])
+        if self.whitened.own is None:
+            return density
+        centre = self.whitened.centres[given]
+        if classes is None:
+            present, place = torch.unique(given, return_inverse=True)
+            from_centre = (self.whitened.centres[present] @ self.means.T)[place]
+        else:
+            from_centre = torch.bmm(self.means[classes], centre[:, :, None]).squeeze(2)
+        from_centre.scatter_(1, column, (centre * alone).sum(dim=1, keepdim=True))
+        dots = (density + offsets).scatter_(1, column, dot)
         # (u.(x - m))^2, less what is the same for all classes, |u|^4
         off = rows - centre
         towards = (off * centre).sum(dim=1, keepdim=True) - dots + from_centre  # u.(c - m)
         length = (off * off).sum(dim=1, keepdim=True)
-        return dots - offsets - self.whitened.own[samples, None] / 2 * towards * (2 * length + towards)
+        return density - self.whitened.own[samples, None] / 2 * towards * (2 * length + towards)
 
 
 def _offset(sums: Tensor, members: Tensor) -> Tensor:
@@ -172,6 +181,8 @@ def whiten(embeddings: Tensor, labels: Tensor, trust: Tensor) -> Whitened:
         whitened[rows] = (embeddings[rows] - mean) @ scaling
     sums, mass = class_sums(whitened, labels, trust)
     centres = sums / mass.clamp(min=1e-6)[:, None]
+    if len(labels) > _MANY * embeddings.shape[1]:
+        return Whitened(whitened, centres, None)
     lengths = torch.cat([(whitened[rows] - centres[labels[rows]]).square().sum(dim=1) for rows in parts])
     # A sample that leaves takes the centre with it. The last of a class adds nothing: it is the centre.
     members = mass[labels]
