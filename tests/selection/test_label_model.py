@@ -371,7 +371,7 @@ def test_many_classes_have_no_confusion_of_their_own():
 
 @pytest.mark.parametrize("clearness", [0.25, 0.3, 0.45])
 def test_the_rate_of_a_few_hundred_samples_is_as_sure_as_it_says(clearness):
-    """With their own say in the spread, samples of 128 directions speak for any label: 0.07 to 0.25 came out for 0.30."""
+    """With their own say in the spread, samples of 128 directions speak for any label: 0.07 to 0.25 for 0.30."""
     rates = []
     for seed in range(5):
         rows, _, labels, *near = made_wrong(8, 30, clearness, seed)
@@ -397,7 +397,7 @@ def test_few_samples_of_many_directions(most, monkeypatch):
     near = nearest(rows)
     rate = float((labels != truth).float().mean())
     monkeypatch.setattr(cross_fit, "_DIRECTIONS", most)
-    monkeypatch.setattr(cross_fit, "_LEAST_PER_DIRECTION", 1)
+    monkeypatch.setattr(cross_fit, "_FEWER_BELOW", 1)
     found = judge_labels(rows, labels, *near)
     assert found.noise_rate == pytest.approx(rate, abs=0.01)
     assert ((found.clean_probability > 0.5) == (labels == truth)).float().mean() > 0.99

@@ -31,11 +31,8 @@ _NEAR = 1 / 8  # of the data: the neighbours whose agreement says how far a samp
 _LEAST_NEIGHBOURS = 3  # and at least
 _MOST_VOTE_ODDS = 100.0  # where all right labels are voted for, any would do
 _HALVINGS = 20  # of the interval that these odds are in
-_DIRECTIONS = 128  # of embeddings that are judged, at most,
-_LEAST_PER_DIRECTION, _PER_DIRECTION = (
-    2,
-    20,
-)  # and at least so many samples for each; so many: more directions
+_DIRECTIONS = 128  # of embeddings that are judged; fewer and more, if there are
+_FEWER_BELOW, _MORE_FROM = 2, 20  # so many samples for each
 _SLOPE = 0.7  # of densities, where the spread is known: class means are known as far as a few samples tell
 _BELIEVED = 0.5  # probability from which on a label is taken to be right
 _RARELY = 1 / 20  # of the wins that its members would have elsewhere: a class that hardly ever wins
@@ -100,8 +97,7 @@ def judge_labels(
     agreement, by_others = _agreement(labels, near, folds)
     # The spread within classes, as those see it whose neighbours agree with them: wrong labels would stretch it in just
     # the directions that tell classes apart, each in favour of itself.
-    few = max(min(_DIRECTIONS, len(labels) // _LEAST_PER_DIRECTION), 1)
-    most = max(few, len(labels) // _PER_DIRECTION)
+    most = max(min(_DIRECTIONS, len(labels) // _FEWER_BELOW), len(labels) // _MORE_FROM, 1)
     whitened = whiten(leading(embeddings, most), labels, agreement)
     # By the spread of few samples in many directions, distances come out too large, by so much.
     slope = _SLOPE * len(labels) / (len(labels) + whitened.rows.shape[1])
