@@ -93,7 +93,7 @@ def write_table(out: Path, results: list[dict]) -> None:
         "images of the test split, whose classes are not in training; AUROC, purity and clean recall are of the "
         "judgement when training ends.",
         "",
-        *sorted({f"- {r['machine']}" for r in results}),
+        *machines(results),
         "",
     ]
     for name in FOLDERS:
@@ -110,6 +110,14 @@ def write_table(out: Path, results: list[dict]) -> None:
                 lines.append("| " + " | ".join([method, str(len(runs)), *cells]) + " |")
         lines.append("")
     (out / "table.md").write_text("\n".join(lines))
+
+
+def machines(results: list[dict]) -> list[str]:
+    """A line for each machine, with the methods that ran on it."""
+    ran: dict[str, set[str]] = {}
+    for r in results:
+        ran.setdefault(r["machine"], set()).add(r["method"])
+    return [f"- {', '.join(m for m in METHODS if m in ran[machine])}: {machine}" for machine in sorted(ran)]
 
 
 def column(runs: list[dict], key: str) -> str:
