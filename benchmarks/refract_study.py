@@ -274,9 +274,10 @@ def margin_mixture(embeddings, labels, *options):
 def without_folds(embeddings, labels, similarities, neighbours):
     """`judge_labels`, but a sample is judged by trust that itself had a say in."""
     agreement = (labels[neighbours] == labels[:, None]).float().mean(dim=1)
-    whitened = cross_fit.whiten(embeddings, labels, agreement)
     candidates, every = cross_fit.find_candidates(labels, similarities, neighbours), torch.arange(len(labels))
-    model, trust = cross_fit.LabelModel(int(labels.max()) + 1), torch.ones(len(labels))
+    whitened = cross_fit.whiten(embeddings, labels, agreement, every)
+    slope = cross_fit._SLOPE * len(labels) / (len(labels) + embeddings.shape[1])
+    model, trust = cross_fit.LabelModel(int(labels.max()) + 1, slope), torch.ones(len(labels))
     model.fit(cross_fit.weigh_candidates(candidates, whitened, labels, trust, every))
     for _ in range(2):
         evidence = cross_fit.weigh_candidates(candidates, whitened, labels, trust, every)

@@ -27,7 +27,9 @@ _EVERY = 1 << 30  # densities up to which each sample is compared with every cla
 
 _FETCH = 100  # products with classes that lie in a row, in the time that it takes to fetch one from anywhere
 
-_COPY = 1e-6  # so near to its neighbour, in cosine, a sample is a copy of it
+COPY = 1e-6
+"""So near to its neighbour, in cosine, a sample is a copy of it."""
+
 _TEMPERATURE = 0.1  # of the neighbours' votes, in cosine
 
 
@@ -162,7 +164,7 @@ def affinity(similarities: Tensor) -> Tensor:
     Where most are copies of others, range and median are those of the rest: copies tell of no distance.
     """
     nearest = similarities[:, 0]
-    apart = nearest[nearest < 1 - _COPY]
+    apart = nearest[nearest < 1 - COPY]
     ordered = apart if 0 < 2 * len(apart) < len(nearest) else nearest
     ordered = ordered.sort().values  # torch.quantile refuses more than 16 million numbers
     low, middle, high = (ordered[int(q * (len(ordered) - 1))] for q in (0.25, 0.5, 0.75))
@@ -196,7 +198,7 @@ def _candidates_of(
 def weigh_candidates(
     candidates: Candidates, whitened: Whitened, labels: Tensor, trust: Tensor, rows: Tensor
 ) -> ClassEvidence:
-    """Evidence for the candidates of some samples, by the samples that are trusted; a sample has no say on itself.
+    """Evidence for the candidates of some samples, by the trusted ones; a sample has no say on itself (`ClassBalls`).
 
     Considered are the given class, those with the most votes, the most likely others, and the drawn ones for the rest.
     Where to look at all classes would cost too much, there are no most likely others: where most labels are wrong, the

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from prism_dml.selection.candidates import (
+    COPY,
     Candidates,
     ClassEvidence,
     find_candidates,
@@ -33,7 +34,7 @@ _MOST_VOTE_ODDS = 100.0  # where all right labels are voted for, any would do
 _HALVINGS = 20  # of the interval that these odds are in
 _DIRECTIONS = 128  # of embeddings that are judged; fewer and more, if there are
 _FEWER_BELOW, _MORE_FROM = 2, 20  # so many samples for each
-_SLOPE = 0.7  # of densities, where the spread is known: class means are known as far as a few samples tell
+_SLOPE = 0.7  # of densities where this spread is known, found on several data sets: class means are not known either
 _BELIEVED = 0.5  # probability from which on a label is taken to be right
 _RARELY = 1 / 20  # of the wins that its members would have elsewhere: a class that hardly ever wins
 
@@ -93,13 +94,15 @@ def judge_labels(
     """
     # Where the neighbours are much of the data, all agree with them alike, so only the nearest ones are asked then.
     near = neighbours[:, : max(_LEAST_NEIGHBOURS, int(_NEAR * len(labels)))]
-    folds = deal(labels, FOLDS)
+    # Copies with one label have a say on each other no more than on themselves.
+    first = _first_copies(labels, similarities, neighbours)
+    folds = deal(labels, FOLDS)[first]
     agreement, by_others = _agreement(labels, near, folds)
     # The spread within classes, as those see it whose neighbours agree with them: wrong labels would stretch it in just
     # the directions that tell classes apart, each in favour of itself.
     most = max(min(_DIRECTIONS, len(labels) // _FEWER_BELOW), len(labels) // _MORE_FROM, 1)
-    whitened = whiten(leading(embeddings, most), labels, agreement)
-    # By the spread of few samples in many directions, distances come out too large, by so much.
+    whitened = whiten(leading(embeddings, most), labels, agreement, first)
+    # By the spread of N samples in D directions distances come out too large by (N + D) / N.
     slope = _SLOPE * len(labels) / (len(labels) + whitened.rows.shape[1])
     candidates = find_candidates(labels, similarities, neighbours)
 
@@ -177,6 +180,21 @@ def vote_odds(model: LabelModel, evidence: ClassEvidence, candidates: Candidates
         else:
             high = odds
     return low
+
+
+def _first_copies(labels: Tensor, similarities: Tensor, neighbours: Tensor) -> Tensor:
+    """The first of each sample's copies that have its label, (N,); itself, if there are none among its neighbours.
+
+    Itself, too, where nothing else has its label: they would be left with nobody to be judged by.
+    """
+    itself, parts = torch.arange(len(labels), device=labels.device), []
+    for rows in torch.split(itself, _TOGETHER):
+        copies = (similarities[rows] >= 1 - COPY) & (labels[neighbours[rows]] == labels[rows, None])
+        parts.append(torch.where(copies, neighbours[rows], rows[:, None]).amin(dim=1).minimum(rows))
+    first = torch.cat(parts)
+    last = first.new_zeros(int(labels.max()) + 1).scatter_reduce(0, labels, first, "amax")
+    others = torch.zeros_like(last).index_add_(0, labels, (first != last[labels]).long())
+    return torch.where(others[labels] > 0, first, itself)
 
 
 def _agreement(labels: Tensor, near: Tensor, folds: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 _CHUNK = 65_536  # samples summed up at a time: bounds the memory to _CHUNK x D
 _SHRINKAGE = 0.1  # of the covariance towards a ball, for many samples; more for few
-_MANY = 32  # samples for each direction, of which one more or less changes distances by that part at most
+_MANY = 32  # samples for each direction, of which one has a say of that part, on average, in its own
 _LEAST_LEFT = 1e-3  # of the spread in one direction, without a sample: below, it is rounding
 _UNSEEN = 0.5  # members at the origin that a mean is taken with: without trusted members it is near nobody
 
@@ -30,8 +30,8 @@ class Whitened:
     Attributes:
         rows: (N, D) float32, without their mean.
         centres: (C, D) of the classes, about which their spread was taken.
-        own: (N,) at least 0: without sample i, at u from its centre, distances would be those by I + own_i u u^T. None:
-            of so many samples none counts.
+        own: (N,) at least 0: without sample i and its copies, at u from their centre, distances would be those by
+            I + own_i u u^T. None: of so many samples none counts.
     """
 
     rows: Tensor
@@ -56,11 +56,11 @@ class ClassBalls:
         self.offsets = _offset(self.sums, members)
 
     def density(self, samples: Tensor, classes: Tensor | None = None) -> Tensor:
-        """Log-density of samples under classes, up to a constant of each; a sample has no say in any of it.
+        """Log-density of samples under classes, up to a constant of each; a sample has no say on itself.
 
-        It is left out of the mean of its given class, and of the spread that all were whitened by. There it would
-        stretch just the direction in which it is off, and so come nearer to the class that it was given: of a hundred
-        samples, half of the way.
+        It is left out of the mean of its given class, and, where samples are few for a direction, of the spread that
+        all were whitened by. There it would stretch just the direction in which it is off, and so come nearer to the
+        class that it was given: of 120 samples in 60 directions, half of the way.
 
         Args:
             samples: (n,) their numbers.
@@ -157,7 +157,7 @@ def leading(embeddings: Tensor, most: int) -> Tensor:
     return torch.cat([(rows - mean) @ directions for rows in torch.split(embeddings, _CHUNK)])
 
 
-def whiten(embeddings: Tensor, labels: Tensor, trust: Tensor) -> Whitened:
+def whiten(embeddings: Tensor, labels: Tensor, trust: Tensor, first: Tensor) -> Whitened:
     """Embeddings without their mean, scaled so that the spread within classes is 1 in every direction.
 
     The logarithm of the ratio of two classes' densities is then x.(m - n) - (|m|^2 - |n|^2) / 2 for centres m, n.
@@ -166,6 +166,7 @@ def whiten(embeddings: Tensor, labels: Tensor, trust: Tensor) -> Whitened:
         embeddings: (N, D) float32.
         labels: (N,) given labels.
         trust: (N,) weight of each sample in the covariance, in [0, 1].
+        first: (N,) number of the first of its copies that have its label; its own if there are none.
 
     Returns:
         N samples. O(N D^2) time.
@@ -184,8 +185,8 @@ def whiten(embeddings: Tensor, labels: Tensor, trust: Tensor) -> Whitened:
     if len(labels) > _MANY * embeddings.shape[1]:
         return Whitened(whitened, centres, None)
     lengths = torch.cat([(whitened[rows] - centres[labels[rows]]).square().sum(dim=1) for rows in parts])
-    # A sample that leaves takes the centre with it. The last of a class adds nothing: it is the centre.
-    members = mass[labels]
-    leaving = torch.where(members - trust > 1e-6, trust * members / (members - trust), 0.0)
+    # A sample that leaves takes the centre with it, and its copies. The last of a class adds nothing: it is the centre.
+    members, leaving = mass[labels], torch.zeros_like(trust).index_add_(0, first, trust)[first]
+    leaving = torch.where(members - leaving > 1e-6, leaving * members / (members - leaving), 0.0)
     share = (1 - _shrinkage(*embeddings.shape)) * leaving / mass.sum().clamp(min=1e-6)
     return Whitened(whitened, centres, share / (1 - share * lengths).clamp(min=_LEAST_LEFT))

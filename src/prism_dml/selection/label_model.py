@@ -93,7 +93,7 @@ class LabelModel:
 
     Args:
         num_classes: number C of classes, at least 2.
-        slope: b where densities are as right as can be, in (0, 1]; 1: of many samples.
+        slope: b as it is taken to be before anything is seen, in (0, 1]; 1: means and spread are known exactly.
     """
 
     def __init__(self, num_classes: int, slope: float = 1.0) -> None:
