@@ -90,8 +90,8 @@ def write_table(out: Path, results: list[dict]) -> None:
     lines += [
         f"Photographs of Grocery, {RATE:.0%} of the labels wrong at random, from scratch, {STEPS} steps, bf16 or as "
         "said, no validation, else the settings of `prism train`; mean ± standard deviation over the seeds. Retrieval "
-        "among the images of the test split, whose classes are not in training; AUROC, purity and clean recall are of the "
-        "judgement when training ends.",
+        "among the images of the test split, whose classes are not in training; AUROC, purity and clean recall are of "
+        "the judgement when training ends.",
         "",
         *machines(results),
         "",
