@@ -275,8 +275,7 @@ def without_folds(embeddings, labels, similarities, neighbours):
     """`judge_labels`, but a sample is judged by trust that itself had a say in."""
     agreement = (labels[neighbours] == labels[:, None]).float().mean(dim=1)
     candidates, every = cross_fit.find_candidates(labels, similarities, neighbours), torch.arange(len(labels))
-    whitened = cross_fit.whiten(embeddings, labels, agreement, every)
-    slope = cross_fit._SLOPE * len(labels) / (len(labels) + embeddings.shape[1])
+    whitened, slope = cross_fit.judged_in(embeddings, labels, agreement, every)
     model, trust = cross_fit.LabelModel(int(labels.max()) + 1, slope), torch.ones(len(labels))
     model.fit(cross_fit.weigh_candidates(candidates, whitened, labels, trust, every))
     for _ in range(2):

@@ -53,7 +53,7 @@ def test_density_is_that_without_the_sample_itself(sample):
     density = balls.density(every)
     classes = torch.stack([labels, (labels + 1) % 6, (labels + 4) % 6], dim=1)
     listed = balls.density(every, classes)
-    torch.testing.assert_close(listed, density.gather(1, classes), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(listed, density.gather(1, classes), atol=1e-5, rtol=1e-5)
     x = whitened.rows
     for i in range(0, 80, 7):
         off = x[i] - whitened.centres[labels[i]]
@@ -525,8 +525,7 @@ def test_votes_tell_what_a_wrong_label_should_be_not_whether_it_is_wrong(monkeyp
         best = 1 + judgement.chances[:, 1:].argmax(dim=1, keepdim=True)
         return (judgement.classes.gather(1, best).squeeze(1) == truth)[labels != truth].float().mean()
 
-    # 1.18 times; 1.2 by slopes that were held to 1
-    assert right_of_the_wrong(found) > 1.15 * right_of_the_wrong(unasked)
+    assert right_of_the_wrong(found) > 1.2 * right_of_the_wrong(unasked)
 
 
 @pytest.mark.parametrize("voted", [False, True])

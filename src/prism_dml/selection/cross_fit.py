@@ -98,12 +98,7 @@ def judge_labels(
     first = _first_copies(labels, similarities, neighbours)
     folds = deal(labels, FOLDS)[first]
     agreement, by_others = _agreement(labels, near, folds)
-    # The spread within classes, as those see it whose neighbours agree with them: wrong labels would stretch it in just
-    # the directions that tell classes apart, each in favour of itself.
-    most = max(min(_DIRECTIONS, len(labels) // _FEWER_BELOW), len(labels) // _MORE_FROM, 1)
-    whitened = whiten(leading(embeddings, most), labels, agreement, first)
-    # By the spread of N samples in D directions distances come out too large by (N + D) / N.
-    slope = _SLOPE * len(labels) / (len(labels) + whitened.rows.shape[1])
+    whitened, slope = judged_in(embeddings, labels, agreement, first)
     candidates = find_candidates(labels, similarities, neighbours)
 
     def weigh(trust: Tensor, rows: Tensor) -> ClassEvidence:
@@ -132,6 +127,25 @@ def judge_labels(
     model.raise_rate(evidence, least_rate(whitened, labels, model(evidence).classes[:, 0].float()))
     model.count_pairs(evidence)
     return _judgement(model, evidence, candidates, labels)
+
+
+def judged_in(embeddings: Tensor, labels: Tensor, agreement: Tensor, first: Tensor) -> tuple[Whitened, float]:
+    """The coordinates that samples are judged in, and the slope of densities in these, see `LabelModel`.
+
+    By the spread within classes, as those see it whose neighbours agree with them: wrong labels would stretch it in
+    just the directions that tell classes apart, each in favour of itself.
+
+    Args:
+        embeddings: (N, D) float32 unit vectors.
+        labels: (N,) given labels.
+        agreement: (N,) share of each sample's neighbours that have its label.
+        first: (N,) see `whiten`.
+    """
+    count = len(labels)
+    most = max(min(_DIRECTIONS, count // _FEWER_BELOW), count // _MORE_FROM, 1)
+    whitened = whiten(leading(embeddings, most), labels, agreement, first)
+    # By the spread of N samples in D directions distances come out too large by (N + D) / N.
+    return whitened, _SLOPE * count / (count + whitened.rows.shape[1])
 
 
 def least_rate(whitened: Whitened, labels: Tensor, trust: Tensor) -> float:
