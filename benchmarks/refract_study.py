@@ -82,11 +82,11 @@ GIVEN, FIRST_TWO = ((torch.arange(1 + beliefs.OTHERS) < count).float() for count
 class ByBlocks(Refract):
     """Refract that judges what the blocks of the network see only, and nothing that is seen without it."""
 
-    def _find_patch_features(self, embed_all) -> None:
-        """See nothing: what is compared is zero."""
+    def _rows(self, seen, embeddings, patch_features):
+        return super()._rows(seen, embeddings, torch.zeros_like(patch_features))
 
 
-class ByEmbedding(ByBlocks):
+class ByEmbedding(Refract):
     """Refract that judges embeddings, and not what the blocks of the network see."""
 
     def _rows(self, seen, embeddings, patch_features):
@@ -101,14 +101,17 @@ class FromSteps(ByEmbedding):
         self.register_buffer("features", torch.zeros(data.num_samples, self.embedding_dim))
 
     def forward(self, images, labels, index):
-        def remember(network, given, embeddings) -> None:
-            self.features[index] = embeddings.detach().float()
+        def remember(head, given, embeddings) -> None:
+            self.features[index] = normalize(embeddings.detach().float(), dim=1)
 
-        with self.embedder.register_forward_hook(remember):
+        with self.embedder.head.register_forward_hook(remember):
             return super().forward(images, labels, index)
 
     def on_epoch_start(self, embed_all: EmbedAll) -> None:
-        super().on_epoch_start(lambda network: self.features)
+        def remembered(network):
+            return self.features if isinstance(network, WithLevels) else embed_all(network)
+
+        super().on_epoch_start(remembered)
 
 
 class NoneBelieved(Refract):
@@ -142,11 +145,10 @@ class Weighing(Refract):
         """Weights (N, 1 + OTHERS) of what has these chances; `trusted` is (N, 1)."""
         return torch.where(trusted, GIVEN, chances)
 
-    def forward(self, images, labels, index):
-        classifier = refract.WarmClassifier(self.embedder, self.class_weights)
-        chances, weights = classifier(images).log_softmax(dim=1), self.weights[index]
+    def _label_loss(self, logits, index):
+        chances, weights = logits.log_softmax(dim=1), self.weights[index]
         losses = -(weights * chances.gather(1, self.targets[index])).sum(dim=1)
-        return StepResult(losses.sum() / weights.sum().clamp(min=1e-6), self.trusted[index])
+        return losses.sum() / weights.sum().clamp(min=1e-6)
 
 
 class NothingPutRight(Weighing):
@@ -311,6 +313,7 @@ VARIANTS = {
     "embeddings not evened out": ("refract", {}, None),
     "oracle, not evened out": ("refract-oracle", {}, None),
     "no looks: all labels believed": ("refract", NO_LOOKS, None),
+    "images not told apart": ("refract", {"methods.refract.MOST": 0.0}, None),
     "no label believed as given": ("refract", {}, NoneBelieved),
     "the judge's evidence counts whole": ("refract", {"methods.beliefs.EVIDENCE": 1.0}, None),
     "the judge's rate only": ("refract", {}, RateOnly),

@@ -4,10 +4,10 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy, log_softmax, normalize
 
 from prism_dml.methods.beliefs import Judged, judge, weigh
-from prism_dml.methods.refract import Refract
+from prism_dml.methods.refract import INSTANCE, Refract, WarmClassifier
 from prism_dml.methods.second_opinion import given_the_label, pool
 from prism_dml.models import Embedder
 from prism_dml.models.levels import WithLevels
@@ -374,6 +374,29 @@ def test_the_judge_compares_what_is_seen_with_the_network_and_without_it(labels:
     for rows in shown:
         torch.testing.assert_close(rows @ rows.T, expected @ expected.T, atol=2e-3, rtol=0)
     assert selection.keep[:2].all() and not selection.keep.all()
+
+
+def test_images_are_told_apart_by_their_patch_features(labels: Tensor) -> None:
+    """Beside their labels, before the first look as well; through the backbone, and not through the head."""
+    embedder = Embedder("small", 16, image_size=16, backbone_options={"widths": (4, 6)}).eval()
+    method = build("refract", labels, embedder)
+    method.look_every(epoch=1, steps=16)
+    images = images_of(TRUTH).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    method.on_epoch_start(embed(images))
+    assert method.patch_features.any() and method.trusted.all()
+    batch = torch.arange(20)
+    loss, kept = method(images[batch], labels[batch], batch)
+    assert torch.equal(kept, method.trusted[batch])
+    by_label = -log_softmax(WarmClassifier(embedder, method.class_weights)(images[batch]), dim=1)
+    by_label = by_label.gather(1, labels[batch, None]).mean()
+    projected = embedder.represent(images[batch]) @ method.patch_projection.T
+    told_apart = method.instance_loss(projected, method.patch_features[batch])
+    torch.testing.assert_close(loss, by_label + INSTANCE * EACH * told_apart)
+    (loss - by_label).backward()
+    assert all(parameter.grad.any() for parameter in embedder.backbone.parameters())
+    assert method.patch_projection.grad.any()
+    torch.testing.assert_close(embedder.head.weight.grad, torch.zeros(16, 6), atol=1e-6, rtol=0)
+    assert not any(parameter is method.patch_projection for parameter in method.proxies())
 
 
 def test_in_a_run_of_few_epochs_embeddings_are_compared(labels: Tensor) -> None:

@@ -52,8 +52,11 @@ def do(data: Path, job: Job) -> str:
             super().__init__(*arguments, **options)
             self.double()
 
-        def features(self, images: torch.Tensor) -> torch.Tensor:
-            embeddings = self.head(self.backbone(images.double()))
+        def represent(self, images: torch.Tensor) -> torch.Tensor:
+            return super().represent(images.double())
+
+        def project(self, represented: torch.Tensor) -> torch.Tensor:
+            embeddings = self.head(represented)
             return embeddings if self.training else embeddings.float()  # an embedder's own are always float32
 
     steps, seen, forward, step = [], [], PrismMCL._trusted, PrismMCL.forward

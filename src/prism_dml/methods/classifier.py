@@ -48,7 +48,10 @@ class CosineClassifier(Classifier):
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class; float32 under autocast too."""
-        embeddings = self.embedder(images)  # (B, D)
+        return self.logits(self.embedder(images))
+
+    def logits(self, embeddings: Tensor) -> Tensor:
+        """The same from unit embeddings (B, D)."""
         with torch.autocast(embeddings.device.type, enabled=False):
             weights = normalize(self.weights.to(embeddings.dtype), dim=1)
             return linear(embeddings, weights) / self.TEMPERATURE

@@ -4,8 +4,9 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import linear, normalize
 
+from prism_dml.losses import InstanceLoss
 from prism_dml.methods.base import EmbedAll, Method, StepResult, TrainingSet
 from prism_dml.methods.beliefs import EXACT_UP_TO, LEAST_RATE, Judged, certain, judge, weigh
 from prism_dml.methods.classifier import CosineClassifier
@@ -32,6 +33,10 @@ BELIEVED = 0.5
 SURENESS = 4
 """A doubtful sample is drawn as often as the probability of its most probable class, to this power, says: what may be
 anything teaches little, and takes a place in the batch."""
+
+INSTANCE, MOST = 1 / 40, 3.0
+"""Weight of the loss by which images are told apart by their patch features, beside that of their labels: so much for
+each sample that a class has on average, and at most. Of a large class the label leaves more of an image untold."""
 
 EVENED = 0.25
 """Embeddings are scaled by their covariance within classes to minus this power: 0 does nothing, 1/2 whitens."""
@@ -64,18 +69,20 @@ class Refract(Method):
 
     Where the blocks of the network are known (`levels`), the judge compares what they see: what comes early in it knows
     less of the labels that it learns, wrong ones included. Beside that it compares how images respond to patches of
-    each other (`PatchFeatures`), which knows of no label. Elsewhere, and in a run of few epochs, it compares the
-    embeddings, scaled.
+    each other (`PatchFeatures`), which knows of no label. That is learned, too: of what the backbone makes of an image,
+    a linear map shall tell its own patch features among those of the batch (`InstanceLoss`), so that labels, wrong ones
+    included, are not all that is left of it. Elsewhere, and in a run of few epochs, the judge compares the embeddings,
+    scaled, and labels are all that is learned.
 
-    A step costs O(B.C.D) beside the network. A look costs a forward pass of the N samples, O(N.(C + D).D) time, and
-    O(N^1.5.D) for their neighbours, on an accelerator O(N^2.D), where D is 256 if blocks are compared. What
-    those of the small network see, and what is compared, take 5 kB a sample during a look. Patch features are found
-    once, in less time than a forward pass and with 6 kB a sample, of which half a kB stays; what is believed takes 69
-    bytes.
+    A step costs O(B.C.D + B.(B + F).L) beside the network, of F features before the head and L <= 256 numbers of patch
+    features. A look costs a forward pass of the N samples, O(N.(C + D).D) time, and O(N^1.5.D) for their neighbours,
+    on an accelerator O(N^2.D), where D is 256 if blocks are compared. What those of the small network see, and what is
+    compared, take 5 kB a sample during a look. Patch features are found once, in less time than a forward pass and
+    with 6 kB a sample, of which half a kB stays; what is believed takes 69 bytes.
     Source: PRISM (Liu et al., CVPR 2021), sec. 3, for trust by the similarity to class means; normalised softmax: Zhai
     and Wu, BMVC 2019; the likelihood of a noisy label: Patrini et al., CVPR 2017; scaling by the covariance
-    within classes: Hatch et al., Interspeech 2006, who whiten; `models/levels.py` and `patches.py` name theirs; the
-    rest is ours.
+    within classes: Hatch et al., Interspeech 2006, who whiten; `models/levels.py`, `patches.py` and
+    `InstanceLoss` name theirs; the rest is ours.
     """
 
     name = "refract"
@@ -111,9 +118,12 @@ class Refract(Method):
         self.register_buffer("anywhere", torch.zeros(data.num_samples))  # w_0
         self.register_buffer("draws", torch.ones(data.num_samples))  # see `draw_weights`
         width = num_compared(data.num_samples, LENGTH) if widths(embedder) else 0
-        self.register_buffer(
-            "patch_features", torch.zeros(data.num_samples, width, dtype=torch.half)
-        )  # see `_rows`
+        # (N, width) see `_rows`; and from what the backbone makes to these
+        self.register_buffer("patch_features", torch.zeros(data.num_samples, width, dtype=torch.half))
+        if width:
+            self.patch_projection = CosineClassifier.draw(width, embedder.head.in_features, seed=1)
+        self.instance_loss = InstanceLoss()
+        self._instance_weight = min(INSTANCE * data.num_samples / data.num_classes, MOST)
         self.register_buffer("scaling", torch.eye(self.embedding_dim))  # (D, D), symmetric, of the embeddings
         self.register_buffer("rate", torch.zeros(()))
         self.register_buffer("parts", torch.zeros((), dtype=torch.long))  # finished so far
@@ -138,8 +148,8 @@ class Refract(Method):
 
     def on_epoch_start(self, embed_all: EmbedAll) -> None:
         """Judge all labels, if it is time to."""
+        self._find_patch_features(embed_all)
         if int(self.parts) in self._looks:
-            self._find_patch_features(embed_all)
             seen = embed_all(WithLevels(self.embedder) if self._levels else self.embedder)
             embeddings, labels = seen[:, : self.embedding_dim], self.data.labels.to(seen.device)
             rows = self._rows(seen, normalize(embeddings @ self.scaling, dim=1), self.patch_features)
@@ -152,7 +162,7 @@ class Refract(Method):
         self.parts += 1
 
     def _find_patch_features(self, embed_all: EmbedAll) -> None:
-        """Once, at the first look: they are the same at all."""
+        """Once, before the first step: they are the same at all times."""
         if not self._levels or self.patch_features.any():
             return
         patches = embed_all(Patches().to(self.patch_features.device))
@@ -198,9 +208,20 @@ class Refract(Method):
     def forward(self, images: Tensor, labels: Tensor, index: Tensor) -> StepResult:
         """Learn from a batch; `kept` are the labels believed as given, though doubtful ones teach too."""
         classifier = WarmClassifier(self.embedder, self.class_weights)
-        chances = classifier(images).softmax(dim=1).gather(1, self.targets[index])  # (B, 1 + OTHERS)
+        if not self._levels:
+            return StepResult(self._label_loss(classifier(images), index), self.trusted[index])
+        represented = self.embedder.represent(images)  # (B, F)
+        embeddings = normalize(self.embedder.project(represented), dim=1, eps=1e-6)
+        projected = linear(represented.to(self.patch_projection.dtype), self.patch_projection)
+        loss = self._label_loss(classifier.logits(embeddings), index)
+        loss = loss + self._instance_weight * self.instance_loss(projected, self.patch_features[index])
+        return StepResult(loss, self.trusted[index])
+
+    def _label_loss(self, logits: Tensor, index: Tensor) -> Tensor:
+        """-log of the likelihood of the given labels, of logits (B, C)."""
+        chances = logits.softmax(dim=1).gather(1, self.targets[index])  # (B, 1 + OTHERS)
         likelihood = self.anywhere[index] + (self.weights[index] * chances).sum(dim=1)
-        return StepResult(-likelihood.log().mean(), self.trusted[index])
+        return -likelihood.log().mean()
 
     def observer(self) -> nn.Module:
         """The saved network, and what its blocks see, if that is compared."""

@@ -125,11 +125,19 @@ class Embedder(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """The embeddings before they are brought to unit length, (B, D) float32, for a classifier on top."""
+        return self.project(self.represent(images))
+
+    def represent(self, images: Tensor) -> Tensor:
+        """What the backbone makes of images, (B, F): what the head maps to embeddings."""
         if images.ndim == 4:  # else what a frozen backbone made of them
             images = images.contiguous(memory_format=torch.channels_last)
-        features = self.backbone(images)  # (B, F)
-        with torch.autocast(features.device.type, enabled=False):
-            embeddings: Tensor = self.head(features.to(self.head.weight.dtype)).float()
+        represented: Tensor = self.backbone(images)
+        return represented
+
+    def project(self, represented: Tensor) -> Tensor:
+        """What the head makes of that: `features`, (B, D) float32 under autocast too."""
+        with torch.autocast(represented.device.type, enabled=False):
+            embeddings: Tensor = self.head(represented.to(self.head.weight.dtype)).float()
             return embeddings
 
     def mapped(self, matrix: Tensor) -> "Embedder":
