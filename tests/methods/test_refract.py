@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax, normalize
 
 from prism_dml.methods.beliefs import Judged, judge, weigh
-from prism_dml.methods.refract import INSTANCE, Refract, WarmClassifier
+from prism_dml.methods.refract import INSTANCE, MOST, Refract, WarmClassifier
 from prism_dml.methods.second_opinion import given_the_label, pool
 from prism_dml.models import Embedder
 from prism_dml.models.levels import WithLevels
@@ -376,12 +376,14 @@ def test_the_judge_compares_what_is_seen_with_the_network_and_without_it(labels:
     assert selection.keep[:2].all() and not selection.keep.all()
 
 
-def test_images_are_told_apart_by_their_patch_features(labels: Tensor) -> None:
+@pytest.mark.parametrize("times, weight", [(1, INSTANCE * EACH), (10, MOST)])
+def test_images_are_told_apart_by_their_patch_features(labels: Tensor, times: int, weight: float) -> None:
     """Beside their labels, before the first look as well; through the backbone, and not through the head."""
     embedder = Embedder("small", 16, image_size=16, backbone_options={"widths": (4, 6)}).eval()
+    labels = labels.repeat(times)
     method = build("refract", labels, embedder)
     method.look_every(epoch=1, steps=16)
-    images = images_of(TRUTH).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    images = images_of(TRUTH.repeat(times)).repeat_interleave(4, 2).repeat_interleave(4, 3)
     method.on_epoch_start(embed(images))
     assert method.patch_features.any() and method.trusted.all()
     batch = torch.arange(20)
@@ -391,7 +393,7 @@ def test_images_are_told_apart_by_their_patch_features(labels: Tensor) -> None:
     by_label = by_label.gather(1, labels[batch, None]).mean()
     projected = embedder.represent(images[batch]) @ method.patch_projection.T
     told_apart = method.instance_loss(projected, method.patch_features[batch])
-    torch.testing.assert_close(loss, by_label + INSTANCE * EACH * told_apart)
+    torch.testing.assert_close(loss, by_label + weight * told_apart)
     (loss - by_label).backward()
     assert all(parameter.grad.any() for parameter in embedder.backbone.parameters())
     assert method.patch_projection.grad.any()
