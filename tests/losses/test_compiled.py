@@ -9,6 +9,7 @@ from torch.nn.functional import normalize
 
 from prism_dml.losses import (
     ContrastiveLoss,
+    InstanceLoss,
     MemoryContrastiveLoss,
     PrototypeLoss,
     SoftTripleLoss,
@@ -28,6 +29,7 @@ LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "memory, samples known": lambda e: MemoryContrastiveLoss(0.1)(
         e, LABELS, BANK, BANK_LABELS, INDEX, BANK_INDEX
     ),
+    "instance": lambda e: InstanceLoss()(e, BANK[:B]),
     "prototypes": lambda e: PrototypeLoss()(e, INDEX, BANK, BANK_LABELS, BANK_INDEX, CENTRES),
 }
 
