@@ -43,6 +43,7 @@ from prism_dml.methods.registry import METHODS
 from prism_dml.methods.selector import make_bank
 from prism_dml.models import load
 from prism_dml.models.levels import WithLevels
+from prism_dml.models.patches import Patches, PatchFeatures
 from prism_dml.retrieval import retrieval_metrics
 from prism_dml.selection import cross_fit
 from prism_dml.selection.discriminant import ClassBalls, class_sums
@@ -109,7 +110,7 @@ class FromSteps(ByEmbedding):
 
     def on_epoch_start(self, embed_all: EmbedAll) -> None:
         def remembered(network):
-            return self.features if isinstance(network, WithLevels) else embed_all(network)
+            return embed_all(network) if isinstance(network, Patches | PatchFeatures) else self.features
 
         super().on_epoch_start(remembered)
 
