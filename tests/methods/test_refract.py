@@ -376,14 +376,14 @@ def test_the_judge_compares_what_is_seen_with_the_network_and_without_it(labels:
     assert selection.keep[:2].all() and not selection.keep.all()
 
 
-@pytest.mark.parametrize("times, weight", [(1, INSTANCE * EACH), (10, MOST)])
-def test_images_are_told_apart_by_their_patch_features(labels: Tensor, times: int, weight: float) -> None:
-    """Beside their labels, before the first look as well; through the backbone, and not through the head."""
+@pytest.mark.parametrize("each, weight", [(INSTANCE, INSTANCE * EACH), (1.0, MOST)])
+def test_images_are_told_apart_by_their_patch_features(labels: Tensor, each: float, weight: float) -> None:
+    """Beside their labels, at first most; through the backbone, and not through the head."""
     embedder = Embedder("small", 16, image_size=16, backbone_options={"widths": (4, 6)}).eval()
-    labels = labels.repeat(times)
-    method = build("refract", labels, embedder)
+    with mock.patch("prism_dml.methods.refract.INSTANCE", each):
+        method = build("refract", labels, embedder)
     method.look_every(epoch=1, steps=16)
-    images = images_of(TRUTH.repeat(times)).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    images = images_of(TRUTH).repeat_interleave(4, 2).repeat_interleave(4, 3)
     method.on_epoch_start(embed(images))
     assert method.patch_features.any() and method.trusted.all()
     batch = torch.arange(20)
@@ -394,11 +394,32 @@ def test_images_are_told_apart_by_their_patch_features(labels: Tensor, times: in
     projected = embedder.represent(images[batch]) @ method.patch_projection.T
     told_apart = method.instance_loss(projected, method.patch_features[batch])
     torch.testing.assert_close(loss, by_label + weight * told_apart)
+    method.parts.fill_(16)  # the last of 16
+    torch.testing.assert_close(
+        method(images[batch], labels[batch], batch).loss, by_label + weight * told_apart / 16
+    )
     (loss - by_label).backward()
     assert all(parameter.grad.any() for parameter in embedder.backbone.parameters())
     assert method.patch_projection.grad.any()
     torch.testing.assert_close(embedder.head.weight.grad, torch.zeros(16, 6), atol=1e-6, rtol=0)
     assert not any(parameter is method.patch_projection for parameter in method.proxies())
+
+
+def test_of_few_large_classes_labels_are_all_that_is_learned() -> None:
+    """Beside 2,500 images of ten classes; what is compared has the patch features, too."""
+    embedder = Embedder("small", 16, image_size=16, backbone_options={"widths": (4, 6)})
+    labels = torch.arange(2500) % 10
+    assert hasattr(build("refract", labels[:2499], embedder), "patch_projection")
+    method = build("refract", labels, embedder)
+    assert not hasattr(method, "patch_projection") and method.patch_features.shape[1] > 0
+    method.look_every(epoch=1, steps=16)
+    method.patch_features.copy_(torch.randn(method.patch_features.shape))
+    batch = torch.arange(20)
+    images = torch.randn(20, 3, 16, 16)
+    by_label = -log_softmax(WarmClassifier(embedder, method.class_weights)(images), dim=1)
+    torch.testing.assert_close(
+        method(images, labels[:20], batch).loss, by_label.gather(1, labels[:20, None]).mean()
+    )
 
 
 def test_in_a_run_of_few_epochs_embeddings_are_compared(labels: Tensor) -> None:

@@ -17,6 +17,7 @@ from prism_dml.models.levels import WithLevels, widths
 from prism_dml.models.patches import LENGTH, Patches, PatchFeatures
 from prism_dml.selection import CalibratedSelection
 from prism_dml.selection.discriminant import matrix_power, within_classes
+from prism_dml.selection.label_model import learns_pairs
 from prism_dml.selection.levels import num_compared, side_by_side
 
 PARTS, FIRST = 32, 2
@@ -35,8 +36,9 @@ SURENESS = 4
 anything teaches little, and takes a place in the batch."""
 
 INSTANCE, MOST = 1 / 40, 3.0
-"""Weight of the loss by which images are told apart by their patch features, beside that of their labels: so much for
-each sample that a class has on average, and at most. Of a large class the label leaves more of an image untold."""
+"""Weight of the loss by which images are told apart by their patch features, beside that of their labels, at first: so
+much for each sample that a class has on average, and at most. Of a large class the label leaves more of an image
+untold. It falls to nothing by the end of the run: what serves new classes takes from those that are learned."""
 
 EVENED = 0.25
 """Embeddings are scaled by their covariance within classes to minus this power: 0 does nothing, 1/2 whitens."""
@@ -118,15 +120,18 @@ class Refract(Method):
         self.register_buffer("anywhere", torch.zeros(data.num_samples))  # w_0
         self.register_buffer("draws", torch.ones(data.num_samples))  # see `draw_weights`
         width = num_compared(data.num_samples, LENGTH) if widths(embedder) else 0
-        # (N, width) see `_rows`; and from what the backbone makes to these
-        self.register_buffer("patch_features", torch.zeros(data.num_samples, width, dtype=torch.half))
-        if width:
+        self.register_buffer(
+            "patch_features", torch.zeros(data.num_samples, width, dtype=torch.half)
+        )  # see `_rows`
+        self._tells_apart = width > 0 and not learns_pairs(data.num_samples, data.num_classes)
+        if self._tells_apart:  # from what the backbone makes of an image to its patch features
             self.patch_projection = CosineClassifier.draw(width, embedder.head.in_features, seed=1)
         self.instance_loss = InstanceLoss()
         self._instance_weight = min(INSTANCE * data.num_samples / data.num_classes, MOST)
         self.register_buffer("scaling", torch.eye(self.embedding_dim))  # (D, D), symmetric, of the embeddings
         self.register_buffer("rate", torch.zeros(()))
         self.register_buffer("parts", torch.zeros((), dtype=torch.long))  # finished so far
+        self._all_parts = PARTS  # of the run
         self._looks: list[int] = []  # after so many parts
         self._levels = widths(embedder)  # length of what each block shows the judge
 
@@ -137,8 +142,9 @@ class Refract(Method):
     def look_every(self, epoch: int, steps: int) -> int:
         """Steps of a part of the run; after which parts all is judged is settled here."""
         part = min(math.ceil(steps / PARTS), FIRST * epoch)
+        self._all_parts = math.ceil(steps / part)
         looks: list[int] = []
-        for parts in range(1, math.ceil(steps / part)):
+        for parts in range(1, self._all_parts):
             if _is_look(parts) and (not looks or (parts - looks[-1]) * part >= APART * epoch):
                 looks.append(parts)
         few = steps < FEW * epoch
@@ -208,13 +214,16 @@ class Refract(Method):
     def forward(self, images: Tensor, labels: Tensor, index: Tensor) -> StepResult:
         """Learn from a batch; `kept` are the labels believed as given, though doubtful ones teach too."""
         classifier = WarmClassifier(self.embedder, self.class_weights)
-        if not self._levels:
+        if not (self._levels and self._tells_apart):
             return StepResult(self._label_loss(classifier(images), index), self.trusted[index])
         represented = self.embedder.represent(images)  # (B, F)
         embeddings = normalize(self.embedder.project(represented), dim=1, eps=1e-6)
         projected = linear(represented.to(self.patch_projection.dtype), self.patch_projection)
-        loss = self._label_loss(classifier.logits(embeddings), index)
-        loss = loss + self._instance_weight * self.instance_loss(projected, self.patch_features[index])
+        told_apart = self.instance_loss(projected, self.patch_features[index])
+        weight = self._instance_weight * (
+            1 - (self.parts - 1) / self._all_parts
+        )  # `parts` counts the present one
+        loss = self._label_loss(classifier.logits(embeddings), index) + weight * told_apart
         return StepResult(loss, self.trusted[index])
 
     def _label_loss(self, logits: Tensor, index: Tensor) -> Tensor:

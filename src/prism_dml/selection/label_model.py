@@ -38,6 +38,11 @@ _MOST_OUTSIDE = 0.7  # probability of no class, however far: a far sample's labe
 _MOST_FITTED = 20_000  # samples that the parameters are fitted to: their errors are then far below others
 
 
+def learns_pairs(num_samples: int, num_classes: int) -> bool:
+    """Whether each pair of classes gets a share of wrong labels of its own: of few classes with many samples each."""
+    return min(num_samples, _MOST_FITTED) >= _PER_FLIP * num_classes**2
+
+
 @dataclass(frozen=True)
 class Posterior:
     """What is believed of n samples and their M candidates after the given label is seen.
@@ -107,7 +112,7 @@ class LabelModel:
         """Fit the parameters to n samples; returns the mean loss, of likelihood and prior."""
         evidence = self._fitted_to(evidence).filled()
         flips = self.parameters.flips
-        if len(evidence.density) < _PER_FLIP * self.num_classes**2:
+        if not learns_pairs(len(evidence.density), self.num_classes):
             flips = None
         elif flips is None:
             flips = torch.zeros(self.num_classes, self.num_classes, dtype=torch.float64)
