@@ -71,10 +71,11 @@ class Refract(Method):
 
     Where the blocks of the network are known (`levels`), the judge compares what they see: what comes early in it knows
     less of the labels that it learns, wrong ones included. Beside that it compares how images respond to patches of
-    each other (`PatchFeatures`), which knows of no label. That is learned, too: of what the backbone makes of an image,
-    a linear map shall tell its own patch features among those of the batch (`InstanceLoss`), so that labels, wrong ones
-    included, are not all that is left of it. Elsewhere, and in a run of few epochs, the judge compares the embeddings,
-    scaled, and labels are all that is learned.
+    each other (`PatchFeatures`), which knows of no label. That is learned, too, ever less as the run goes on: of what
+    the backbone makes of an image, a linear map shall tell its own patch features among those of the batch
+    (`InstanceLoss`), so that labels, wrong ones included, are not all that is left of it. Classes that are new gain by
+    that; of few classes with many samples each it is left out. Elsewhere, and in a run of few epochs, the judge
+    compares the embeddings, scaled, and labels are all that is learned.
 
     A step costs O(B.C.D + B.(B + F).L) beside the network, of F features before the head and L numbers of patch
     features, 256, or 1,152 of up to 256 images. A look costs a forward pass of the N samples, O(N.(C + D).D) time, and
