@@ -20,8 +20,14 @@ class Linear(nn.Module):
         self.config = {"embedding_dim": dim}
         self.weight = nn.Parameter(torch.randn(pixels, dim, generator=torch.Generator().manual_seed(seed)))
 
+    def represent(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+    def project(self, represented: Tensor) -> Tensor:
+        return represented @ self.weight
+
     def features(self, images: Tensor) -> Tensor:
-        return images.flatten(1) @ self.weight
+        return self.project(self.represent(images))
 
     def forward(self, images: Tensor) -> Tensor:
         return normalize(self.features(images), dim=1)

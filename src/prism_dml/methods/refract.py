@@ -214,17 +214,15 @@ class Refract(Method):
 
     def forward(self, images: Tensor, labels: Tensor, index: Tensor) -> StepResult:
         """Learn from a batch; `kept` are the labels believed as given, though doubtful ones teach too."""
-        classifier = WarmClassifier(self.embedder, self.class_weights)
-        if not (self._levels and self._tells_apart):
-            return StepResult(self._label_loss(classifier(images), index), self.trusted[index])
         represented = self.embedder.represent(images)  # (B, F)
         embeddings = normalize(self.embedder.project(represented), dim=1, eps=1e-6)
-        projected = linear(represented.to(self.patch_projection.dtype), self.patch_projection)
-        told_apart = self.instance_loss(projected, self.patch_features[index])
-        weight = self._instance_weight * (
-            1 - (self.parts - 1) / self._all_parts
-        )  # `parts` counts the present one
-        loss = self._label_loss(classifier.logits(embeddings), index) + weight * told_apart
+        logits = WarmClassifier(self.embedder, self.class_weights).logits(embeddings)
+        loss = self._label_loss(logits, index)
+        if self._levels and self._tells_apart:
+            projected = linear(represented.to(self.patch_projection.dtype), self.patch_projection)
+            told_apart = self.instance_loss(projected, self.patch_features[index])
+            past = (self.parts - 1) / self._all_parts  # `parts` counts the present one
+            loss = loss + self._instance_weight * (1 - past) * told_apart
         return StepResult(loss, self.trusted[index])
 
     def _label_loss(self, logits: Tensor, index: Tensor) -> Tensor:
