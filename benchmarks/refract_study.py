@@ -9,8 +9,8 @@ made wrong (CIFAR-10N: as people gave them), and the variants of VARIANTS are tr
 touched. All rows but those of AS_SHIPPED leave the embeddings as the loss made them, so that what is compared is how
 labels are judged and learned. A finished run is one line of results.jsonl and is not run again. `time` is processor
 time beside MCL's in the same table; runs side by side slow each other down, so it is good to a tenth. The committed
-rows are of before doubtful samples were drawn more rarely and the blocks of the network were judged, which all rows run
-anew do.
+rows are of before doubtful samples were drawn more rarely, the blocks of the network judged, patch features compared
+and images told apart by these, which all rows run anew do.
 """
 
 import argparse
@@ -113,6 +113,8 @@ class FromSteps(ByEmbedding):
             return embed_all(network) if isinstance(network, Patches | PatchFeatures) else self.features
 
         super().on_epoch_start(remembered)
+        seen = (self.features != 0).any(dim=1)
+        self.draws = torch.where(seen, self.draws, 1.0)  # else what was not seen yet would never be
 
 
 class NoneBelieved(Refract):
@@ -214,6 +216,8 @@ class Teacher(Refract):
 
     def on_epoch_start(self, embed_all: EmbedAll) -> None:
         def by_teacher(network):
+            if network is self.embedder:
+                return embed_all(self.teacher)
             return embed_all(WithLevels(self.teacher) if isinstance(network, WithLevels) else network)
 
         super().on_epoch_start(by_teacher)
@@ -277,15 +281,25 @@ def margin_mixture(embeddings, labels, *options):
 def without_folds(embeddings, labels, similarities, neighbours):
     """`judge_labels`, but a sample is judged by trust that itself had a say in."""
     agreement = (labels[neighbours] == labels[:, None]).float().mean(dim=1)
-    candidates, every = cross_fit.find_candidates(labels, similarities, neighbours), torch.arange(len(labels))
-    whitened, slope = cross_fit.judged_in(embeddings, labels, agreement, every)
-    model, trust = cross_fit.LabelModel(int(labels.max()) + 1, slope), torch.ones(len(labels))
-    model.fit(cross_fit.weigh_candidates(candidates, whitened, labels, trust, every))
+    candidates, rows = cross_fit.find_candidates(labels, similarities, neighbours), torch.arange(len(labels))
+    first = cross_fit._first_copies(labels, similarities, neighbours)
+    whitened, slope = cross_fit.judged_in(embeddings, labels, agreement, first)
+
+    def weigh(trust):
+        return cross_fit.weigh_candidates(candidates, whitened, labels, trust, rows)
+
+    everyone = torch.ones(len(labels))
+    begun = []
+    for trust in (everyone, cross_fit._agreed_with(agreement, labels, everyone > 0)):
+        model = cross_fit.LabelModel(int(labels.max()) + 1, slope)
+        begun.append((model.fit(weigh(trust)), model, trust))
+    _, model, trust = begun[0] if begun[0][0] < begun[1][0] - cross_fit._ALIKE else begun[1]
     for _ in range(2):
-        evidence = cross_fit.weigh_candidates(candidates, whitened, labels, trust, every)
+        evidence = weigh(trust)
         trust = model(evidence).trust().float()
     model.fit(evidence)
     model.raise_rate(evidence, cross_fit.least_rate(whitened, labels, model(evidence).classes[:, 0].float()))
+    model.count_pairs(evidence)
     return cross_fit._judgement(model, evidence, candidates, labels)
 
 
@@ -297,9 +311,11 @@ def with_itself(balls, samples, *classes, density=ClassBalls.density):
 
 
 def every(parts: int) -> dict:
-    """Looks after equal parts of the run."""
+    """Looks after equal parts of the run, however few epochs it has; on CIFAR-10N, too, blocks are compared then."""
     return {
         "methods.refract.PARTS": parts,
+        "methods.refract.APART": 0,
+        "methods.refract.FEW": 0,
         "methods.refract.FIRST": 10**9,
         "methods.refract._is_look": lambda parts: parts > 0,
     }
@@ -331,11 +347,7 @@ VARIANTS = {
     "the blocks of the network judged only": ("refract", {}, ByBlocks),
     "the embeddings judged": ("refract", {}, ByEmbedding),
     "the features of training instead of looks": ("refract", {}, FromSteps),
-    "first look after a quarter": (
-        "refract",
-        {"methods.refract.PARTS": 4, "methods.refract.FIRST": 10**9},
-        None,
-    ),
+    "first look after a quarter": ("refract", every(4), None),
     "a teacher embeds": ("refract", {}, Teacher),
     "centres' margin, mixture of two": ("refract", {"methods.refract.judge": margin_mixture}, None),
     "no folds": ("refract", {"methods.beliefs.judge_labels": without_folds}, None),

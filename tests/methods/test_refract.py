@@ -447,8 +447,12 @@ def test_where_no_image_can_be_read_nothing_is_seen(labels: Tensor) -> None:
     embedder = Embedder("small", 16, image_size=16, backbone_options={"widths": (4, 6)}).eval()
     method = build("refract", labels, embedder)
     method.look_every(epoch=1, steps=16)
+    asked = []
     for _ in range(2):
-        method.on_epoch_start(lambda network: 0 * embed(torch.randn(COUNT, 3, 16, 16))(network))
+        method.on_epoch_start(
+            lambda network: asked.append(type(network)) or 0 * embed(torch.randn(COUNT, 3, 16, 16))(network)
+        )
+    assert asked == [Patches, WithLevels]
     assert method.trusted.all() and not method.patch_features.any() and method.noise_rate_estimate == 0
 
 

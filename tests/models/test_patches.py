@@ -1,3 +1,5 @@
+from unittest import mock
+
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -42,6 +44,18 @@ def test_they_tell_what_images_look_like():
     rows = unit(PatchFeatures(Patches()(images))(images))
     alike = (rows @ rows.T).fill_diagonal_(-1).argmax(dim=1)
     assert (alike % 4 == torch.arange(80) % 4).all()
+
+
+def test_of_many_images_some_say_how_to_whiten():
+    images = textures(80)
+    patches = Patches()(images)
+    patches[::2] = 0  # as if they could not be read
+    with mock.patch("prism_dml.models.patches._MOST_WHITENED", 20):
+        some, same = (PatchFeatures(rows).filters for rows in (patches, patches[1::2]))
+        few = PatchFeatures(patches[1:41:2]).filters
+    torch.testing.assert_close(some, same)
+    assert not torch.equal(some, PatchFeatures(patches).filters)
+    torch.testing.assert_close(few, PatchFeatures(patches[1:41:2]).filters)
 
 
 def test_brightness_does_not_count_and_contrast_hardly():

@@ -81,7 +81,8 @@ class Refract(Method):
     features, 256, or 1,152 of up to 256 images. A look costs a forward pass of the N samples, O(N.(C + D).D) time, and
     O(N^1.5.D) for their neighbours, on an accelerator O(N^2.D), where D is 256 if blocks are compared. What those of
     the small network see, and what is compared, take 5 kB a sample during a look. Patch features are found once, in
-    less time than a forward pass and with 6 kB a sample, of which half a kB stays; what is believed takes 69 bytes.
+    two passes over the images, together shorter than a forward pass where these are decoded already, and with 6 kB a
+    sample, of which half a kB stays; what is believed takes 69 bytes.
     Source: PRISM (Liu et al., CVPR 2021), sec. 3, for trust by the similarity to class means; normalised softmax: Zhai
     and Wu, BMVC 2019; the likelihood of a noisy label: Patrini et al., CVPR 2017; scaling by the covariance
     within classes: Hatch et al., Interspeech 2006, who whiten; `models/levels.py`, `patches.py` and
@@ -170,7 +171,7 @@ class Refract(Method):
 
     def _find_patch_features(self, embed_all: EmbedAll) -> None:
         """Once, before the first step: they are the same at all times."""
-        if not self._levels or self.patch_features.any():
+        if not self._levels or int(self.parts) > 0:
             return
         patches = embed_all(Patches().to(self.patch_features.device))
         if patches.any():  # else no image can be read

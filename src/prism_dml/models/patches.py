@@ -14,6 +14,7 @@ LENGTH = FILTERS * GRID**2
 """Numbers that are made of an image."""
 
 _PLACES = 4  # in each image that patches are taken from
+_MOST_WHITENED = 20_000  # images whose patches say how to whiten: these are 80,000 draws of 108 numbers
 _LEAST_CONTRAST, _LEAST_VARIANCE = 0.1, 0.1  # of images of unit variance: below, there is nothing but noise
 _THRESHOLD = 0.25  # of a response, in the units of whitened patches
 
@@ -51,7 +52,11 @@ class PatchFeatures(nn.Module):
 
     def __init__(self, patches: Tensor) -> None:
         super().__init__()
-        patches = patches[(patches != 0).any(dim=1)].reshape(-1, 3 * PATCH**2)
+        patches = patches[(patches != 0).any(dim=1)]
+        if len(patches) > _MOST_WHITENED:
+            chosen = torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))[:_MOST_WHITENED]
+            patches = patches[chosen.to(patches.device)]
+        patches = patches.reshape(-1, 3 * PATCH**2)
         patches = patches - patches.mean(dim=1, keepdim=True)
         patches = patches / (patches.var(dim=1, keepdim=True) + _LEAST_CONTRAST).sqrt()
         mean = patches.mean(dim=0)
