@@ -122,9 +122,8 @@ class Refract(Method):
         self.register_buffer("anywhere", torch.zeros(data.num_samples))  # w_0
         self.register_buffer("draws", torch.ones(data.num_samples))  # see `draw_weights`
         width = num_compared(data.num_samples, LENGTH) if widths(embedder) else 0
-        self.register_buffer(
-            "patch_features", torch.zeros(data.num_samples, width, dtype=torch.half)
-        )  # see `_rows`
+        # (N, width) see `_rows`
+        self.register_buffer("patch_features", torch.zeros(data.num_samples, width, dtype=torch.half))
         self._tells_apart = width > 0 and not learns_pairs(data.num_samples, data.num_classes)
         if self._tells_apart:  # from what the backbone makes of an image to its patch features
             self.patch_projection = CosineClassifier.draw(width, embedder.head.in_features, seed=1)
