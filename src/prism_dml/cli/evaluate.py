@@ -21,7 +21,7 @@ def evaluate(
     split: str | None = None,
     json: Path | None = None,
     seed: int = 0,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     workers: int = 0,
     max_unreadable: float = 0.01,
     device: str = "auto",
@@ -37,7 +37,7 @@ def evaluate(
         split: Split of the data to measure on; test if not given, or all of the data if it has no splits.
         json: File to write the numbers to as JSON; - prints them instead of the table.
         seed: Of the bootstrap over queries that gives the 95 % intervals.
-        batch_size: Images at once.
+        batch_size: Images at once; null: 256 on a GPU, fewer on a CPU, whose cache they must fit into.
         workers: Processes that decode large images.
         max_unreadable: Share of the images, in [0, 1], that may be unreadable; they are named and left out.
         device: auto, cpu, cuda or cuda:N.
