@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from prism_dml.selection.levels import DIRECTIONS, num_compared, side_by_side
+from prism_dml.selection.levels import DIRECTIONS, MOST_DIRECTIONS, SAMPLES_EACH, num_compared, side_by_side
 
 WIDTHS = (4, 6, 5)
 
@@ -100,6 +100,13 @@ def test_what_is_beside_counts_as_it_is():
 def test_how_many_numbers_are_compared(samples, numbers):
     given = torch.rand(samples, numbers, generator=torch.Generator().manual_seed(0))
     assert side_by_side(given, (numbers,)).shape == (samples, num_compared(samples, numbers))
+
+
+def test_many_samples_are_compared_in_more_directions():
+    counts = [num_compared(samples, 1152) for samples in (300, 20_000, 50_000, 10**7)]
+    assert counts == [DIRECTIONS, DIRECTIONS, 50_000 // SAMPLES_EACH, MOST_DIRECTIONS]
+    given = torch.rand(300 * SAMPLES_EACH, 310, generator=torch.Generator().manual_seed(0))
+    assert side_by_side(given, (310,)).shape == (len(given), 300)
 
 
 @pytest.mark.parametrize("count", [20, 300, 700])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 _CHUNK = 65_536  # samples summed up at a time: bounds the memory to _CHUNK x D
+_CACHED = 1024  # on a CPU, whose cache these stay in: up to ten times as fast
 _SHRINKAGE = 0.1  # of the covariance towards a ball, for many samples; more for few
 _MANY = 32  # samples for each direction, of which one has a say of that part, on average, in its own
 _LEAST_LEFT = 1e-3  # of the spread in one direction, without a sample: below, it is rounding
@@ -18,8 +19,9 @@ def class_sums(embeddings: Tensor, labels: Tensor, trust: Tensor) -> tuple[Tenso
     """Sum (C, D) of each class's embeddings (N, D), and its mass (C,), by trust (N,)."""
     num_classes = int(labels.max()) + 1
     sums = embeddings.new_zeros(num_classes, embeddings.shape[1])
-    for rows in torch.split(torch.arange(len(labels), device=labels.device), _CHUNK):
-        sums.index_add_(0, labels[rows], embeddings[rows] * trust[rows, None])
+    size = _CACHED if embeddings.device.type == "cpu" else _CHUNK
+    for own, rows, weights in zip(*(torch.split(x, size) for x in (labels, embeddings, trust)), strict=True):
+        sums.index_add_(0, own, rows * weights[:, None])
     return sums, trust.new_zeros(num_classes).index_add_(0, labels, trust)
 
 

@@ -6,8 +6,9 @@ from torch.nn.functional import normalize
 
 from prism_dml.selection.draw import some
 
-DIRECTIONS = 256
-"""Leading directions that levels are compared in."""
+DIRECTIONS, SAMPLES_EACH, MOST_DIRECTIONS = 256, 80, 1024
+"""Leading directions that levels are compared in; of many samples one for so many of them, but no more than the last:
+what is known of a direction comes from all of them, and each takes its time and memory."""
 
 _ENOUGH = 10_000  # samples to find these by
 _FARTHEST = 5.0  # standard deviations: a number that is hardly ever there is not all of a sample
@@ -17,14 +18,15 @@ _ROWS = 8192  # samples looked at together
 
 def num_compared(samples: int, numbers: int) -> int:
     """How many numbers `side_by_side` makes of so many of so many samples."""
-    return DIRECTIONS if min(samples, numbers) > DIRECTIONS else numbers
+    directions = min(max(DIRECTIONS, samples // SAMPLES_EACH), MOST_DIRECTIONS)
+    return directions if min(samples, numbers) > directions else numbers
 
 
 def side_by_side(levels: Tensor, widths: tuple[int, ...], beside: Tensor | None = None) -> Tensor:
     """Levels (N, L) of a data set as unit rows: all numbers equally wide, all blocks equally long, side by side.
 
-    Of more than `DIRECTIONS` numbers of more samples than that, the leading directions (N, `DIRECTIONS`). Rows of zeros
-    stay. O(N.L) time, beside 10,000 L^2 and L^3 for the directions; O(N.`DIRECTIONS`) memory beside what is given.
+    Of more numbers of more samples than `num_compared` says, so many leading directions, D. Rows of zeros stay.
+    O(N.L.D) time, beside 10,000 L^2 and L^3 for the directions; O(N.D) memory beside what is given.
 
     Args:
         levels: what the blocks see, one after the other; zeros where an image could not be read.
@@ -42,12 +44,13 @@ def side_by_side(levels: Tensor, widths: tuple[int, ...], beside: Tensor | None 
 
     parts = [slice(start, start + _ROWS) for start in range(0, len(levels), _ROWS)]
     numbers = levels.shape[1] + (0 if beside is None else beside.shape[1])
-    if num_compared(len(levels), numbers) == numbers:
+    count = num_compared(len(levels), numbers)
+    if count == numbers:
         return normalize(torch.cat([rows(part) for part in parts]), dim=1)
     drawn = rows(some(len(levels), _ENOUGH, levels.device))
     # In float32 it may not converge where some numbers hang on others. The leading directions come last.
     _, directions = torch.linalg.eigh((drawn.T @ drawn).double())
-    leading = directions[:, -DIRECTIONS:].to(levels)
+    leading = directions[:, -count:].to(levels)
     return torch.cat([normalize(rows(part) @ leading, dim=1) for part in parts])
 
 
