@@ -422,25 +422,33 @@ def test_of_few_large_classes_labels_are_all_that_is_learned() -> None:
     )
 
 
-def test_in_a_run_of_few_epochs_embeddings_are_compared(labels: Tensor) -> None:
+def test_in_a_run_of_few_epochs_there_is_one_look() -> None:
+    """Of few large classes, and in less than half an epoch, by the embeddings: a small cost beside a small one."""
     embedder = Embedder("small", 16, image_size=16, backbone_options={"widths": (4, 6)}).eval()
-    method = build("refract", labels, embedder)
-    part, asked = method.look_every(epoch=60, steps=100), []
+    images = torch.randn(2500, 3, 16, 16)
+    whole = [Patches, PatchFeatures, WithLevels]
+    for classes, epoch, networks in ((10, 60, [Embedder]), (50, 60, whole), (50, 201, [Embedder])):
+        labels = torch.arange(2500) % classes
+        method = build("refract", labels, embedder)
+        part, asked = method.look_every(epoch=epoch, steps=100), []
 
-    def embed_all(network: nn.Module) -> Tensor:
-        asked.append(type(network))
-        return embed(torch.randn(COUNT, 3, 16, 16))(network)
+        def embed_all(network: nn.Module, asked: list[type] = asked) -> Tensor:
+            asked.append(type(network))
+            return embed(images)(network)
 
-    for _ in range(0, 100, part):
-        method.on_epoch_start(embed_all)
-    assert asked == [Embedder] and isinstance(method.observer(), Embedder)
-    seen = embed(torch.randn(COUNT, 3, 16, 16))(method.observer())
-    shown: list[Tensor] = []
-    with mock.patch(
-        "prism_dml.methods.refract.judge", lambda rows, *of: shown.append(rows) or judge(rows, *of)
-    ):
-        method.judge(seen, labels, torch.arange(COUNT))
-    torch.testing.assert_close(shown[0], seen)
+        for _ in range(0, 100, part):
+            method.on_epoch_start(embed_all)
+        assert asked == networks and isinstance(method.observer(), networks[-1])
+        shown: list[Tensor] = []
+        seen = embed(images)(method.observer())
+        with mock.patch(
+            "prism_dml.methods.refract.judge", lambda rows, *of, to=shown: to.append(rows) or judge(rows, *of)
+        ):
+            method.judge(seen, labels, torch.arange(2500))
+        if networks == [Embedder]:
+            torch.testing.assert_close(shown[0], seen)
+        else:
+            assert shown[0].shape == (2500, 256)
 
 
 def test_where_no_image_can_be_read_nothing_is_seen(labels: Tensor) -> None:

@@ -25,8 +25,9 @@ PARTS, FIRST = 32, 2
 wrong labels are soon known by heart."""
 
 APART, FEW = 0.5, 2
-"""Epochs from one look to the next, at least; and epochs below which a run has one look only, the last, and compares
-embeddings: more would cost too much beside so little training."""
+"""Epochs from one look to the next, at least, and below which a run compares embeddings; and epochs below which it has
+one look only, the last, and of few classes with many samples each compares embeddings, too: more would cost too much
+beside so little training."""
 
 BELIEVED = 0.5
 """Probability of being right from which on a label is believed as given."""
@@ -74,8 +75,8 @@ class Refract(Method):
     each other (`PatchFeatures`), which knows of no label. That is learned, too, ever less as the run goes on: of what
     the backbone makes of an image, a linear map shall tell its own patch features among those of the batch
     (`InstanceLoss`), so that labels, wrong ones included, are not all that is left of it. Classes that are new gain by
-    that; of few classes with many samples each it is left out. Elsewhere, and in a run of few epochs, the judge
-    compares the embeddings, scaled, and labels are all that is learned.
+    that; of few classes with many samples each it is left out. On other networks, in a run of few epochs of such
+    classes, and in less than half an epoch, the judge compares the embeddings, scaled, and only labels are learned.
 
     A step costs O(B.C.D + B.(B + F).L) beside the network, of F features before the head and L numbers of patch
     features, D, or 1,152 of up to 256 images. A look costs a forward pass of the N samples, O(N.(C + D).D) time, and
@@ -148,9 +149,9 @@ class Refract(Method):
         for parts in range(1, self._all_parts):
             if _is_look(parts) and (not looks or (parts - looks[-1]) * part >= APART * epoch):
                 looks.append(parts)
-        few = steps < FEW * epoch
-        self._looks = looks[-1:] if few else looks
-        self._levels = () if few else widths(self.embedder)
+        self._looks = looks[-1:] if steps < FEW * epoch else looks
+        enough = steps >= (APART if self._tells_apart else FEW) * epoch
+        self._levels = widths(self.embedder) if enough else ()
         return part
 
     def on_epoch_start(self, embed_all: EmbedAll) -> None:
