@@ -423,7 +423,7 @@ def test_of_few_large_classes_labels_are_all_that_is_learned() -> None:
 
 
 def test_in_a_run_of_few_epochs_there_is_one_look() -> None:
-    """Of few large classes, and in less than half an epoch, by the embeddings: a small cost beside a small one."""
+    """Of few large classes, and in less than half an epoch, it compares embeddings."""
     embedder = Embedder("small", 16, image_size=16, backbone_options={"widths": (4, 6)}).eval()
     images = torch.randn(2500, 3, 16, 16)
     whole = [Patches, PatchFeatures, WithLevels]

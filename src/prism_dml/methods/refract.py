@@ -81,9 +81,9 @@ class Refract(Method):
     A step costs O(B.C.D + B.(B + F).L) beside the network, of F features before the head and L numbers of patch
     features, D, or 1,152 of up to 256 images. A look costs a forward pass of the N samples, O(N.(C + D).D) time, and
     O(N^1.5.D) for their neighbours, on an accelerator O(N^2.D), where D is N / 80, from 256 to 1,024, if blocks are
-    compared. What those of the small network see, and what is compared, take 5 to 8 kB a sample during a look. Patch
+    compared. What those of the small network see, and what is compared, take 7 to 13 kB a sample during a look. Patch
     features are found once, in two passes over the images, together shorter than a forward pass where these are decoded
-    already, and with 6 to 8 kB a sample, of which half a kB to 2 kB stay; what is believed takes 69 bytes.
+    already, and with 8 to 13 kB a sample, of which half a kB to 2 kB stay; what is believed takes 69 bytes.
     Source: PRISM (Liu et al., CVPR 2021), sec. 3, for trust by the similarity to class means; normalised softmax: Zhai
     and Wu, BMVC 2019; the likelihood of a noisy label: Patrini et al., CVPR 2017; scaling by the covariance
     within classes: Hatch et al., Interspeech 2006, who whiten; `models/levels.py`, `patches.py` and

@@ -57,9 +57,13 @@ def side_by_side(levels: Tensor, widths: tuple[int, ...], beside: Tensor | None 
 def _moments(levels: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (L,) of what the known samples have."""
     count = known.sum().clamp(min=1)
-    mean = levels.sum(dim=0, dtype=torch.float64) / count
+    parts = torch.split(
+        levels, _ROWS
+    )  # all at once, copies in float64 would take twice the memory of what is given
+    mean = torch.stack([part.sum(dim=0, dtype=torch.float64) for part in parts]).sum(dim=0) / count
     squares = torch.zeros_like(mean)
-    for part, there in zip(torch.split(levels, _ROWS), torch.split(known, _ROWS), strict=True):
+    for part, there in zip(parts, torch.split(known, _ROWS), strict=True):
         squares += ((part - mean) * there).square().sum(dim=0)
-    least = _LEAST_SPREAD * levels.abs().amax(dim=0).clamp(min=1e-12)
+    largest = torch.stack([part.abs().amax(dim=0) for part in parts]).amax(dim=0)
+    least = _LEAST_SPREAD * largest.clamp(min=1e-12)
     return mean.to(levels), torch.maximum((squares / count).sqrt().to(levels), least)
