@@ -64,9 +64,8 @@ class PatchFeatures(nn.Module):
         values, directions = torch.linalg.eigh(covariance)
         whiten = ((directions * (values + _LEAST_VARIANCE).rsqrt()) @ directions.T).to(patches)
         order = torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))
-        drawn = order[torch.arange(FILTERS) % len(patches)].to(
-            patches.device
-        )  # of few, some are filters twice
+        # Of few patches, some are filters twice.
+        drawn = order[torch.arange(FILTERS) % len(patches)].to(patches.device)
         filters = normalize((patches[drawn] - mean) @ whiten, dim=1) @ whiten  # (FILTERS, 3 PATCH^2)
         self.register_buffer("offsets", filters @ mean)
         filters = filters - filters.mean(dim=1, keepdim=True)  # so that the mean of a patch does not count

@@ -57,9 +57,8 @@ def side_by_side(levels: Tensor, widths: tuple[int, ...], beside: Tensor | None 
 def _moments(levels: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (L,) of what the known samples have."""
     count = known.sum().clamp(min=1)
-    parts = torch.split(
-        levels, _ROWS
-    )  # all at once, copies in float64 would take twice the memory of what is given
+    # All at once, copies in float64 would take twice the memory of what is given.
+    parts = torch.split(levels, _ROWS)
     mean = torch.stack([part.sum(dim=0, dtype=torch.float64) for part in parts]).sum(dim=0) / count
     squares = torch.zeros_like(mean)
     for part, there in zip(parts, torch.split(known, _ROWS), strict=True):
