@@ -12,16 +12,20 @@ from pathlib import Path
 def replacing(path: Path, mark: str = "") -> Iterator[Path]:
     """A file beside `path` to write to; it takes the place of `path` in one instant, or is removed after an error.
 
-    Its folder is made. One that a killed process has left is overwritten. OSError, one line, if there is no room or
-    right to write. `mark` tells apart processes that may write the same file at the same time.
+    Its folder is made. One that a killed process has left is overwritten. A link stays, and what it leads to is
+    replaced. OSError, one line, if there is no room or right to write, or a pipe or a device is there. `mark` tells
+    apart processes that may write the same file at the same time.
     """
-    temporary = path.with_name(f".{path.name}.{mark}.tmp" if mark else f".{path.name}.tmp")
+    target = path.resolve() if path.is_symlink() else path
+    temporary = target.with_name(f".{target.name}.{mark}.tmp" if mark else f".{target.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and not (target.is_file() or target.is_dir()):
+            raise OSError("a pipe or a device is there")
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
+        temporary.replace(target)
     except OSError as error:
         before = "; what was there before is whole" if path.is_file() else ""
         reason = " ".join((error.strerror or str(error)).split())
@@ -29,3 +33,11 @@ def replacing(path: Path, mark: str = "") -> Iterator[Path]:
     finally:
         with suppress(OSError):  # its folder may be a file; what went wrong is said above
             temporary.unlink(missing_ok=True)
+
+
+def at_home(path: str | Path) -> Path:
+    """A path with ~ and ~user written out; ValueError if there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: no home folder is known for {Path(path).parts[0]}") from error

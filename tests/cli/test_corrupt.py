@@ -54,6 +54,10 @@ def test_confusion_matrix(prism, image_folder, tmp_path):
         (("--kind", "pair", "--rate", "2"), "the noise rate must be in [0, 1], not 2.0"),
         (("--kind", "class-conditional"), "class-conditional noise needs a confusion matrix"),
         (("--kind", "class-conditional", "--confusion", "nowhere.csv"), "nowhere.csv"),
+        (
+            ("--kind", "pair", "--rate", "0", "--confusion", "m.csv"),
+            "--confusion goes with --kind class-cond",
+        ),
     ],
 )
 def test_mistakes_leave_no_file(prism, image_folder, tmp_path, options, message):
@@ -81,3 +85,19 @@ def test_never_overwrites_its_input(prism, image_folder, tmp_path):
     assert status == 2
     assert "never overwritten" in error
     assert data.read_bytes() == before
+
+
+def test_labels_of_other_splits_that_are_wrong_already_do_not_count(prism, image_folder, tmp_path):
+    noisy = tmp_path / "noisy.csv"
+    rows = ["path,label,clean_label,split"]
+    rows += [
+        f"{split}/{i}.png,{'ab'[i % 2]},{'ab'[i % 2]},{split}"
+        for split in ("train", "test")
+        for i in range(8)
+    ]
+    noisy.write_text("\n".join(rows).replace("test/0.png,a,a", "test/0.png,a,b"))
+    status, shown, error = prism(
+        "corrupt", noisy, "--kind", "symmetric", "--rate", 0.25, "--out", tmp_path / "n.csv"
+    )
+    assert status == 0, error
+    assert "2 of 8 training labels (25.0%) are wrong" in shown

@@ -129,3 +129,18 @@ def test_device():
     assert choose_device("auto") in ("cpu", "cuda")
     with pytest.raises(ValueError, match="no such device here: abacus"):
         choose_device("abacus")
+
+
+def test_the_data_are_never_written_over_nor_added_to(prism, run_folder, image_folder, tmp_path):
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    prism("corrupt", image_folder, "--kind", "pair", "--rate", 0, "--out", shards / "a.parquet")
+    before = (shards / "a.parquet").read_bytes()
+    for out, message in (("a.parquet", "it would become a part"), ("b.parquet", "it would become a part")):
+        status, _, error = prism("embed", run_folder, shards, "--out", shards / out)
+        assert status == 2
+        assert message in error
+    status, _, error = prism("audit", run_folder, shards, "--out", shards)
+    assert status == 2
+    assert "issues.parquet: it would become a part of the input" in error
+    assert [(file.name, file.read_bytes()) for file in shards.iterdir()] == [("a.parquet", before)]

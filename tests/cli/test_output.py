@@ -66,3 +66,10 @@ def test_progress_is_silent_where_nobody_watches(capsys):
     with progress_bar() as bar:
         bar.update(bar.add_task("x", total=2), advance=1)
     assert capsys.readouterr() == ("", "")
+
+
+def test_names_are_shown_as_they_are(capsys):
+    print_table("title", ("Class", "Count"), [("x:key:y", "1"), ("[bold]z", "2")])
+    shown = capsys.readouterr().out
+    assert "x:key:y" in shown
+    assert "[bold]z" in shown

@@ -145,3 +145,26 @@ def test_help_calls_nothing_required_that_is_not(prism, capsys):
         prism("train", "--help")
     text = capsys.readouterr().out
     assert "--config FILE" in text and "required" not in text
+
+
+def test_a_run_is_called_after_its_data(prism, image_folder, tmp_path, monkeypatch):
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    prism("corrupt", image_folder, "--kind", "pair", "--rate", 0, "--out", packed / "a.parquet")
+    monkeypatch.chdir(packed)
+    for data, name in ((".", "packed"), ("a.parquet", "a"), (f"{tmp_path}/packed/*.parquet", "packed")):
+        status, _, error = prism("train", data, "--steps", 1, *QUICK[2:])
+        assert status == 0, error
+        assert (packed / "runs" / name / "run.json").is_file()
+        shutil.rmtree(packed / "runs")
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{"])
+def test_a_run_whose_description_is_damaged(prism, image_folder, tmp_path, content):
+    run = tmp_path / "run"
+    assert prism("train", image_folder, "--out", run, *QUICK)[0] == 0
+    (run / "run.json").write_text(content)
+    for command in (("train", image_folder, "--resume"), ("audit", run, image_folder)):
+        status, _, error = prism(*command, "--out", run, *(QUICK if command[0] == "train" else ()))
+        assert status == 2
+        assert error.endswith("run.json: not the description of a run\n")

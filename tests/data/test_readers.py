@@ -2,6 +2,7 @@ import json
 import logging
 import os
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -471,3 +472,62 @@ def test_texts_that_are_no_utf8_are_refused(column: str, tmp_path: Path) -> None
     pq.write_table(pa.table({"image": image, "label": labels}), tmp_path / "data.parquet")
     with pytest.raises(ValueError, match="data.parquet: not a readable parquet file: .*UTF"):
         read_table(tmp_path / "data.parquet")
+
+
+# Names that a list could not hold, or that would be read as no class
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux only")
+def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.png", "b/2.png")
+    (tmp_path / "a" / "1.png").rename(tmp_path / "a" / "caf\udce9.png")
+    with pytest.raises(ValueError, match=r"the name 'a/caf\\udce9\.png' is not text in UTF-8"):
+        read_table(tmp_path)
+
+
+def test_a_class_folder_whose_name_means_no_class_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "NaN/1.png", "b/2.png")
+    assert "the class folder 'NaN' has a name that stands for no class" in error_of(tmp_path)
+
+
+def test_spaces_around_names_of_classes_do_not_count(tmp_path: Path) -> None:
+    touch(tmp_path / "photos", "a/1.png", "a /2.png", " b/3.png")
+    table = read_table(tmp_path / "photos")
+    assert (table.classes, table.paths) == (["a", "b"], [" b/3.png", "a/1.png", "a /2.png"])
+    image = pa.array([{"bytes": b"x", "path": None}] * 2)
+    pq.write_table(pa.table({"image": image, "label": ["cat", "cat "]}), tmp_path / "x.parquet")
+    assert read_table(tmp_path / "x.parquet").classes == ["cat"]
+
+
+def test_csv_with_a_quoted_header(tmp_path: Path) -> None:
+    for delimiter in ",;\t":
+        text = '"path","label"\n"1.png","a"\n"2.png","b"\n'.replace(",", delimiter)
+        (tmp_path / "x.csv").write_text(text)
+        assert read_table(tmp_path / "x.csv").classes == ["a", "b"]
+
+
+def test_a_file_of_a_companions_name_that_is_none_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "photos.csv").write_text("1.png,1\n2.png,2\n")
+    (tmp_path / "photos_cleaned.csv").write_text("path,label\n1.png,1\n2.png,1\n")
+    assert read_table(tmp_path / "photos.csv").clean_labels is None
+    assert "photos_cleaned.csv: not taken for the list of the clean samples" in caplog.text
+
+
+def test_one_list_of_class_names_serves_both_kinds_of_label(tmp_path: Path) -> None:
+    feature = {"label": {"_type": "ClassLabel", "names": ["bird", "cat"]}}
+    metadata = {"huggingface": json.dumps({"info": {"features": feature}})}
+    columns = {"image": pa.array([{"bytes": b"x", "path": None}] * 3), "label": [0, 1, 1]}
+    table = pa.table(columns | {"clean_label": [0, 1, 0]}).replace_schema_metadata(metadata)
+    pq.write_table(table, tmp_path / "x.parquet")
+    read = read_table(tmp_path / "x.parquet")
+    assert (read.classes, clean_names(read)) == (["bird", "cat"], ["bird", "cat", "bird"])
+    columns["label"] = ["bird", "cat", "cat"]
+    pq.write_table(pa.table(columns | {"clean_label": [0, 1, 0]}), tmp_path / "y.parquet")
+    assert "no clean_label is the name of a label" in error_of(tmp_path / "y.parquet")
+
+
+def test_a_home_that_nobody_has(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no home folder is known for ~nobody-of-this-name"):
+        read_table("~nobody-of-this-name/photos")

@@ -155,3 +155,25 @@ def test_place_that_cannot_be_written(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(ValueError, match=r"must be a \.csv"):
         write_table(read_table(folder), tmp_path / "folder.csv")
+
+
+def test_what_a_pattern_matches_is_not_written(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    write_table(read_table(folder), tmp_path / "shards" / "a.parquet")
+    pattern = str(tmp_path / "shards" / "*.parquet")
+    with pytest.raises(ValueError, match="it would become a part of the input"):
+        write_table(read_table(pattern), tmp_path / "shards" / "b.parquet", pattern)
+    write_table(read_table(pattern), tmp_path / "b.parquet", pattern)
+
+
+def test_a_link_stays_and_a_pipe_is_left_alone(folder: Path, tmp_path: Path) -> None:
+    real, link, pipe = tmp_path / "real.csv", tmp_path / "link.csv", tmp_path / "pipe.csv"
+    real.write_text("")
+    link.symlink_to(real)
+    write_table(read_table(folder), link)
+    assert link.is_symlink()
+    assert len(read_table(real)) == 240
+    os.mkfifo(pipe)
+    with pytest.raises(ValueError, match="a pipe or a device is there"):
+        write_table(read_table(folder), pipe)
+    assert pipe.is_fifo()

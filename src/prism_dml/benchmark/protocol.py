@@ -10,6 +10,7 @@ from typing import Any, Literal
 import yaml
 
 from prism_dml.benchmark.fields import from_yaml
+from prism_dml.files import at_home
 from prism_dml.methods.base import Method
 from prism_dml.methods.registry import find_method
 from prism_dml.training.config import TrainConfig
@@ -236,7 +237,7 @@ def load_protocol(name: str) -> Protocol:
     Raises:
         ValueError: there is no such file, or something in it is wrong; names the field.
     """
-    file = Path(name).expanduser()
+    file = at_home(name)
     if file.is_file():
         return _load(file, str(file))
     if name in shipped_protocols():

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from prism_dml.benchmark.jobs import Job
 from prism_dml.data import ImageTable, corrupt_table, read_table
+from prism_dml.files import at_home
 from prism_dml.training.sources import cut_validation
 
 
@@ -90,7 +91,7 @@ def resolve(path: str, data_root: Path) -> Path:
     filled = os.path.expandvars(path)
     if "$" in filled:
         raise ValueError(f"the environment variable in {path} is not set")
-    return data_root / Path(filled).expanduser()
+    return data_root / at_home(filled)
 
 
 def _with_true_labels(table: ImageTable) -> ImageTable:

@@ -63,14 +63,14 @@ def audit(
         write_report,
     )
     from prism_dml.cli.samples import of_embeddings, of_run
-    from prism_dml.data import holds_parts, place, write_corrections
+    from prism_dml.data import holds_parts, place, refuse_input, write_corrections
 
-    if run_or_embeddings.is_file() or holds_parts(run_or_embeddings):
+    if not run_or_embeddings.exists():
+        raise ValueError(f"{run_or_embeddings}: no such file or folder")
+    if run_or_embeddings.suffix.lower() in (".npz", ".parquet") or holds_parts(run_or_embeddings):
         sample_set = of_embeddings(run_or_embeddings, data, split)
     elif data is None:
-        raise ValueError(
-            f"DATA is missing: {run_or_embeddings} is no file of embeddings, so images are embedded"
-        )
+        raise ValueError(f"DATA is missing: {run_or_embeddings} holds no embeddings, so images are embedded")
     else:
         embedding = {
             "batch_size": batch_size,
@@ -79,8 +79,10 @@ def audit(
             "device": device,
         }
         sample_set = of_run(run_or_embeddings, data, split, embedding)
-    issues = find_label_issues(sample_set.vectors, sample_set.labels, sample_set.scores)
     table = sample_set.table
+    if table is not None and data is not None:
+        refuse_input(out / "issues.parquet", table, place(data))
+    issues = find_label_issues(sample_set.vectors, sample_set.labels, sample_set.scores)
     noisy = None if table is None else table.is_noisy
     reliability = None if noisy is None else measure_reliability(issues["label_score"].to_numpy(), ~noisy)
     result = make_audit(

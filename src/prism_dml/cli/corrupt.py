@@ -45,6 +45,8 @@ def corrupt(
     Raises:
         ValueError: the data cannot be read or written, or the arguments do not fit together.
     """
+    if confusion is not None and kind != "class-conditional":
+        raise ValueError(f"--confusion goes with --kind class-conditional, not with {kind}")
     from prism_dml.data import corrupt_table, read_table, write_table
 
     table = read_table(data)
@@ -61,9 +63,9 @@ def corrupt(
         )
         bar.reset(task, description="writing", total=len(table))
         write_table(noisy, out, data, lambda done, total: bar.update(task, completed=done, total=total))
-    assert noisy.is_noisy is not None
-    open_to_noise = len(noisy) if noisy.splits is None else int((noisy.splits == "train").sum())
-    wrong = int(noisy.is_noisy.sum())
+    touched = noisy if noisy.splits is None else noisy.select(noisy.members("train"))
+    assert touched.is_noisy is not None
+    open_to_noise, wrong = len(touched), int(touched.is_noisy.sum())
     share = wrong / open_to_noise
     if json:
         result = {"out": str(out), "kind": kind, "rate": rate, "seed": seed, "images": len(noisy)}

@@ -53,10 +53,10 @@ def embed(
         json: Print the result as JSON.
 
     Raises:
-        ValueError: the model or the data cannot be read, the file is of neither kind, or the folder holds other
-            embeddings or other files.
+        ValueError: the model or the data cannot be read, the file is of neither kind or would be a part of the data,
+            or the folder holds other embeddings or other files.
     """
-    from prism_dml.data import holds_parts, place, read_table, write_embeddings
+    from prism_dml.data import holds_parts, place, read_table, refuse_input, write_embeddings
     from prism_dml.models import load
 
     is_file = out.suffix.lower() in (".parquet", ".npz") and not out.is_dir()
@@ -75,6 +75,7 @@ def embed(
     if devices != 1:
         raise ValueError("several processes make parts: --out must be a folder")
     model, table = load(run), read_table(data, split)
+    refuse_input(out, table, source)
     embedded = embed_table(model, table, batch_size, workers, max_unreadable, device)
     write_embeddings(embedded, out)
     count, dim = embedded.vectors.shape
@@ -191,4 +192,6 @@ def choose_device(name: str) -> str:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"no such device here: {name}") from error
+    if torch.device(name).type == "meta":
+        raise ValueError("the device meta computes nothing")
     return name

@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except (ArgumentError, ValueError, OSError) as error:
         return _report(error)
+    except MemoryError as error:
+        return _report(MemoryError(f"not enough memory: {error}"))
     except KeyboardInterrupt as stop:  # a training run adds which signal it was and where it can be resumed
         sys.stderr.write(f"prism: {str(stop) or 'interrupted'}\n")
         return 128 + int(getattr(stop, "signal", signal.SIGINT))

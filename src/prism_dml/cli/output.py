@@ -96,7 +96,7 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]
         table.add_column(name, justify="right" if position else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console = Console(markup=False, highlight=False)  # names of files may hold brackets
+    console = Console(markup=False, emoji=False, highlight=False)  # names may hold brackets and colons
     if not console.is_terminal:
         console.width = _ANY_WIDTH
     console.print(title, soft_wrap=True)

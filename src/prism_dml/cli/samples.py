@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from prism_dml.data import (
 )
 from prism_dml.data.cache import Unreadable
 from prism_dml.models import load
-from prism_dml.training.result import EMBEDDINGS
+from prism_dml.training.result import EMBEDDINGS, RUN, read_run
 from prism_dml.training.sources import training_fingerprint
 
 
@@ -128,11 +127,11 @@ class _Known:
 def _handed_over(run: Path, whole: ImageTable) -> _Known:
     """What a run left; nothing where it has learned from other data, or the same under other labels."""
     nothing = _Known(np.empty(0, np.int64), np.empty((0, 0), np.float32), None)
-    if not ((run / EMBEDDINGS).is_file() and (run / "run.json").is_file()):  # it was killed as it ended
+    if not ((run / EMBEDDINGS).is_file() and (run / RUN).is_file()):  # it was killed as it ended
         return nothing
     if not (whole.splits is None or "train" in whole.splits):
         return nothing
-    settings = json.loads((run / "run.json").read_text(encoding="utf-8"))["settings"]
+    settings = read_run(run)["settings"]
     if settings.get("data") != training_fingerprint(whole):
         return nothing
     found = read_embeddings(run / EMBEDDINGS)
@@ -161,6 +160,9 @@ def _matched(file: Path, found: LabelledEmbeddings, whole: ImageTable) -> NDArra
         if missing is not None:
             raise ValueError(f"{file}: {missing!r} is not in the data")
         index = np.array([place[path] for path in found.paths], dtype=np.int64)
+        again = pd.Index(found.paths).duplicated()
+        if again.any():
+            raise ValueError(f"{file}: {found.paths[int(again.argmax())]!r} is in it twice")
     names = np.array(whole.classes)[whole.labels[index]]
     differ = np.flatnonzero(names != np.array(found.labels))
     if len(differ):

@@ -95,14 +95,14 @@ def search(
 
 def _images(place: Path) -> Iterator[Path]:
     """The image, or the images in a folder, in order."""
-    from prism_dml.data.folder import IMAGE_SUFFIXES
+    from prism_dml.data.folder import images_below
 
     if not place.exists():
         raise ValueError(f"{place}: no such file or folder")
     if not place.is_dir():
         yield place
         return
-    inside = sorted(file for file in place.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    inside = list(images_below(place))
     if not inside:
         raise ValueError(f"{place}: no images in this folder")
     yield from inside

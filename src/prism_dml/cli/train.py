@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prism_dml.cli.output import print_json, print_table
 from prism_dml.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from prism_dml.data import RemoteFile
 
 
 def train(
@@ -33,7 +36,7 @@ def train(
     from prism_dml.training import train as run_training
     from prism_dml.training.ranks import is_first
 
-    run = Path("runs") / place(data).stem if out is None else out
+    run = Path("runs") / _name(place(data)) if out is None else out
     result = run_training(data, config, run, resume)
     if not is_first():  # of several that torchrun has started, one is enough to tell
         return
@@ -41,6 +44,13 @@ def train(
         print_json({"out": str(run), **result})
     else:
         _show(run, data, config, result)
+
+
+def _name(data: Path | RemoteFile) -> str:
+    """What the data are called: their folder, or file without its suffix; of a pattern, the folder of its files."""
+    if "*" in data.name:
+        data = data.parent
+    return data.resolve().stem if isinstance(data, Path) else data.stem
 
 
 def _show(run: Path, data: str, config: TrainConfig, result: dict[str, Any]) -> None:

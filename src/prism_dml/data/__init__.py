@@ -35,7 +35,7 @@ from prism_dml.data.noise import NoiseKind, corrupt_labels, corrupt_table, pixel
 from prism_dml.data.omniglot import omniglot_table
 from prism_dml.data.parts import holds_parts
 from prism_dml.data.readers import read_table
-from prism_dml.data.remote import StoreError, place
+from prism_dml.data.remote import RemoteFile, StoreError, place
 from prism_dml.data.row_groups import storage_blocks
 from prism_dml.data.sampling import WHOLE, PKSampler, Share
 from prism_dml.data.table import (
@@ -48,7 +48,7 @@ from prism_dml.data.table import (
     sort_classes,
 )
 from prism_dml.data.vectors import VectorBatches, open_vectors, vector_batches, with_vectors
-from prism_dml.data.writers import write_table
+from prism_dml.data.writers import refuse_input, write_table
 
 __all__ = [
     "SCORES",
@@ -70,6 +70,7 @@ __all__ = [
     "LabelledEmbeddings",
     "NoiseKind",
     "PKSampler",
+    "RemoteFile",
     "SelectedImages",
     "Share",
     "StoreError",
@@ -96,6 +97,7 @@ __all__ = [
     "read_embeddings",
     "read_image",
     "read_table",
+    "refuse_input",
     "small_cluster",
     "sort_classes",
     "square",

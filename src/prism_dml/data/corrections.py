@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from prism_dml.data.table import ImageTable, is_missing, listed
-from prism_dml.files import replacing
+from prism_dml.files import at_home, replacing
 
 Action = Literal["relabel", "keep", "drop"]
 
@@ -91,7 +91,7 @@ def read_corrections(file: str | Path) -> Corrections:
     Raises:
         ValueError: it cannot be read, is not JSON, or is not laid out as this version writes it.
     """
-    source = Path(file).expanduser()
+    source = at_home(file)
     try:
         content = json.loads(source.read_text(encoding="utf-8"))
     except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from prism_dml.data.remote import RemoteFile
 from prism_dml.data.table import FileImages, ImageTable, is_missing, listed
+
+logger = logging.getLogger("prism_dml")
 
 COLUMNS = frozenset({"path", "label", "clean_label", "is_noisy", "split"})
 """The columns that are read; others are ignored."""
@@ -60,7 +63,11 @@ def read_csv(file: Path | RemoteFile) -> ImageTable:
     text = _read_text(file)
     header = text.lstrip("\n").partition("\n")[0]
     delimiter = next((mark for mark in "\t;" if mark in header), ",")
-    names = [name.strip().lower() for name in header.split(delimiter)]
+    try:
+        fields = next(csv.reader([header], delimiter=delimiter), [])
+    except csv.Error:  # a path of a list without a header may hold anything
+        fields = []
+    names = [name.strip().lower() for name in fields]
     if COLUMNS.isdisjoint(names):
         return _from_pairs(_parse_pairs(file, text))
     return _from_rows(_parse_rows(file, text, names, delimiter))
@@ -107,7 +114,11 @@ def _truth(file: Path | RemoteFile, paths: Sequence[str], labels: Sequence[str])
     companion = companion_list(file) if isinstance(file, Path) else None
     if companion is None:
         return None
-    columns = _parse_pairs(companion, _read_text(companion)).columns
+    try:
+        columns = _parse_pairs(companion, _read_text(companion)).columns
+    except ValueError as error:  # of this name, but something else, such as a corrected list
+        logger.warning("%s: not taken for the list of the clean samples of %s: %s", companion, file, error)
+        return None
     clean = dict(zip(columns["path"], columns["label"], strict=True))
     if not clean.keys() <= set(paths):  # of other images: a clean list of something else
         return None

@@ -157,7 +157,7 @@ def _from_rows(file: Path, rows: pa.Table) -> _Content:
     if missing is not None:
         raise ValueError(f"{file}: no column '{missing}'; the columns are: {', '.join(rows.column_names)}")
     lists = rows.column("embedding").combine_chunks()
-    if not hasattr(lists, "flatten") or rows.column("label").null_count:
+    if not hasattr(lists, "value_lengths") or rows.column("label").null_count:
         raise ValueError(f"{file}: embedding must hold lists of numbers, and no label may be missing")
     flat = lists.flatten().to_numpy(zero_copy_only=False)
     if len(lists) == 0 or lists.null_count or len(set(lists.value_lengths().to_pylist())) != 1:

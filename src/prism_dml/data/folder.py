@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from prism_dml.data.remote import RemoteFile, walk_files
-from prism_dml.data.table import FileImages, ImageTable, listed
+from prism_dml.data.table import FileImages, ImageTable, is_missing, listed
 
 logger = logging.getLogger("prism_dml")
 
@@ -27,7 +27,7 @@ def read_folder(root: Path) -> ImageTable:
     Hidden files and files that are not images are ignored. `paths` are relative to `root`.
 
     Raises:
-        ValueError: the folder has no class folders, or these have no images.
+        ValueError: the folder has no class folders, or these have no images; or a name cannot be written to a list.
     """
     splits = _split_folders(root)
     names: list[str] = []
@@ -36,9 +36,9 @@ def read_folder(root: Path) -> ImageTable:
     empty: list[str] = []
     for split in splits or [root]:
         for class_folder in _folders(split):
-            images = [path.relative_to(root).as_posix() for path in _images_below(class_folder)]
+            images = [path.relative_to(root).as_posix() for path in images_below(class_folder)]
             names += images
-            labels += [class_folder.name] * len(images)
+            labels += [class_folder.name.strip()] * len(images)
             split_names += [split.name] * len(images)
             if not images:
                 empty.append(class_folder.relative_to(root).as_posix())
@@ -47,6 +47,7 @@ def read_folder(root: Path) -> ImageTable:
     )
     if not names:
         raise ValueError(f"{root}: no images found; expected folders CLASS or train/CLASS in it, with images")
+    _refuse_names(root, names, labels)
     _warn_of_deep_images(root, names, labels, bool(splits))
     _warn_of_empty_folders(root, empty)
     return ImageTable.from_names(
@@ -74,7 +75,8 @@ def read_remote_folder(root: RemoteFile) -> ImageTable:
             f"{root}: neither parquet files nor images found; expected folders CLASS or train/CLASS, with images"
         )
     names = ["/".join(parts) for parts in places]
-    labels = [parts[has_splits] for parts in places]
+    labels = [parts[has_splits].strip() for parts in places]
+    _refuse_names(root, names, labels)
     splits = [parts[0] for parts in places] if has_splits else None
     _warn_of_deep_images(root, names, labels, has_splits)
     class_folders, full = (
@@ -95,7 +97,8 @@ def _folders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and not _is_hidden(path.name))
 
 
-def _images_below(folder: Path) -> Iterator[Path]:
+def images_below(folder: Path) -> Iterator[Path]:
+    """The images of a folder at any depth, in order; what is hidden is passed over."""
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not _is_hidden(name))
         yield from (Path(parent, name) for name in sorted(files) if _is_image(name))
@@ -128,6 +131,18 @@ def _warn_of_empty_folders(root: Path | RemoteFile, empty: list[str]) -> None:
     if empty:
         what = "1 class folder has" if len(empty) == 1 else f"{len(empty)} class folders have"
         logger.warning("%s: %s no images: %s", root, what, listed(empty))
+
+
+def _refuse_names(root: Path | RemoteFile, names: list[str], labels: list[str]) -> None:
+    """ValueError for what no table could hold: names that are no text, classes that would be read as missing."""
+    for name in names:
+        if not name.isascii() and name != name.encode(errors="ignore").decode():
+            raise ValueError(f"{root}: the name {name!r} is not text in UTF-8; rename it")
+    unnamed = next((label for label in set(labels) if is_missing(label)), None)
+    if unnamed is not None:
+        raise ValueError(
+            f"{root}: the class folder {unnamed!r} has a name that stands for no class; rename it"
+        )
 
 
 def _is_image(name: str) -> bool:

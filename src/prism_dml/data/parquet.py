@@ -83,6 +83,9 @@ def read_parquet(files: Sequence[Shard]) -> ImageTable:
     ranges = [pair for content in contents for pair in content.ranges]
     images = ParquetImages(files, np.array(groups, np.int64), starts, np.array(ranges, np.int64))
     columns = {name: _joined([content.columns[name] for content in contents]) for name in contents[0].columns}
+    kinds_differ = layout["label"] != layout.get("clean_label", layout["label"])
+    if kinds_differ and {*columns["label"][1]}.isdisjoint(columns["clean_label"][1]):
+        raise ValueError(f"{files[0]}: {_describe(layout)}, and no clean_label is the name of a label")
     return ImageTable.from_numbers(
         images,
         _identifiers(files, contents),
@@ -157,9 +160,11 @@ def _read_shard(file: Shard) -> _Content:
     if rows.num_rows != sum(lengths):
         raise ValueError(f"{file}: {sum(lengths)} rows are announced, {rows.num_rows} are there")
     columns: dict[str, Numbered] = {}
+    named = {name: _hub_class_names(file, schema, name) for name in layout if layout[name] == "integer"}
+    others = next((names for names in named.values() if names is not None), None)  # both kinds mean the same
     for name in ("label", "clean_label", "split"):
         if name in layout:
-            names = _hub_class_names(file, schema, name) if layout[name] == "integer" else None
+            names = (named[name] or others) if name in named else None
             columns[name] = _class_names(rows.column(name), names, are_classes=name != "split")
     for name in ("label", "split"):
         if name in columns and (missing := columns[name][0] < 0).any():
@@ -199,7 +204,7 @@ def _class_names(column: pa.ChunkedArray, names: list[str] | None, are_classes: 
         found = [names[label] if label is not None and 0 <= label < len(names) else None for label in values]
     else:
         found = [
-            None if label is None or (are_classes and is_missing(str(label))) else str(label)
+            None if label is None or (are_classes and is_missing(str(label))) else str(label).strip()
             for label in values
         ]
     distinct = list(dict.fromkeys(name for name in found if name is not None))

@@ -14,6 +14,7 @@ from prism_dml.data.parquet import parquet_shards, read_parquet
 from prism_dml.data.products import is_products, read_products
 from prism_dml.data.remote import RemoteFile, find_files, place
 from prism_dml.data.table import ImageTable
+from prism_dml.files import at_home
 
 PUBLISHED: list[tuple[Callable[[Path], bool], Callable[[Path], ImageTable]]] = [
     (is_cub, read_cub),
@@ -43,7 +44,7 @@ def read_table(path: str | Path, split: str | None = None) -> ImageTable:
             unknown or needs a package that is not installed.
         StoreError: an OSError: the store behind the URL cannot be reached, or refuses.
     """
-    source = place(path) if isinstance(path, str) else path.expanduser()
+    source = place(path) if isinstance(path, str) else at_home(path)
     table = _read(source) if isinstance(source, Path) else _read_url(source.url)
     return table if split is None else table.select(table.members(split)).compact()
 

@@ -17,6 +17,8 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.utils import merge_offset_ranges
 
+from prism_dml.files import at_home
+
 _URL = re.compile(r"(?:[a-z][a-z0-9+.-]*::)*[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _MAGIC = re.compile(r"[*\[]")
 _GAP = 64 * 1024
@@ -136,7 +138,7 @@ def place(text: str) -> Path | RemoteFile:
         raise ValueError("the data have no name: give a folder, a file or a URL ('.' is the folder at hand)")
     if text.lower().startswith("file://"):
         return Path(unquote(urlsplit(text).path))
-    return RemoteFile(text) if is_url(text) else Path(text).expanduser()
+    return RemoteFile(text) if is_url(text) else at_home(text)
 
 
 def find_files(url: str, suffix: str) -> list[RemoteFile]:

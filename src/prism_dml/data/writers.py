@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ from prism_dml.data.csv_list import companion_list
 from prism_dml.data.remote import RemoteFile, place
 from prism_dml.data.row_groups import ParquetImages
 from prism_dml.data.table import ImageSource, ImageTable, SelectedImages, image_file
-from prism_dml.files import replacing
+from prism_dml.files import at_home, replacing
 
 ROW_GROUP = 100
 """Images in a row group of parquet, as on the Hub: small enough to be read for one image."""
@@ -46,10 +47,10 @@ def write_table(
         ValueError: another kind of file, images that are no files for `.csv`, an unreadable image for
             `.parquet`, `out` is the input or would become part of it, or it cannot be written.
     """
-    target = Path(out).expanduser()
+    target = at_home(out)
     if target.suffix.lower() not in (".csv", ".parquet") or target.is_dir():
         raise ValueError(f"{target}: the output must be a .csv or a .parquet file")
-    _refuse_input(target, table, None if source is None else place(str(source)))
+    refuse_input(target, table, None if source is None else place(str(source)))
     if target.suffix.lower() == ".csv":
         _write_csv(table, target)
     else:
@@ -122,11 +123,18 @@ def _read(table: ImageTable, i: int) -> bytes:
         raise ValueError(f"{table.paths[i]!r} cannot be read: {error}") from error
 
 
-def _refuse_input(target: Path, table: ImageTable, source: Path | RemoteFile | None) -> None:
+def refuse_input(target: Path, table: ImageTable, source: Path | RemoteFile | None) -> None:
+    """ValueError if writing to `target` would overwrite the input of a table, or make it a part of it.
+
+    Args:
+        target: the file to write.
+        table: what was read.
+        source: where it was read from.
+    """
     inputs = _parquet_files(table.images)
     if isinstance(source, Path):
         inputs += [source, companion_list(source)] if source.is_file() else []
-        if source.is_dir() and target.suffix.lower() == ".parquet" and _lies_in(target, source):
+        if target.suffix.lower() == ".parquet" and _becomes_part(target, source):
             raise ValueError(f"{target}: it would become a part of the input {source}; write it elsewhere")
     if target.exists() and any(
         file is not None and file.exists() and target.samefile(file) for file in inputs
@@ -141,8 +149,12 @@ def _parquet_files(images: ImageSource) -> list[Path | None]:
     return [file for file in files if isinstance(file, Path)]
 
 
-def _lies_in(target: Path, folder: Path) -> bool:
-    return target.resolve().is_relative_to(folder.resolve())
+def _becomes_part(target: Path, source: Path) -> bool:
+    """Whether the input is a folder whose shards the target would be among, or a pattern that it matches."""
+    folder = target.resolve().parent
+    if source.is_dir():
+        return folder in (source.resolve(), source.resolve() / "data")
+    return not source.exists() and folder == source.parent.resolve() and fnmatch(target.name, source.name)
 
 
 @contextmanager

@@ -73,7 +73,7 @@ class Embedder(nn.Module):
             if backbone == _SMALL:
                 if pretrained or weights is not None:
                     raise ValueError('the backbone "small" has no pretrained weights')
-                size = image_size or _SMALL_IMAGE_SIZE
+                size = _SMALL_IMAGE_SIZE if image_size is None else image_size
                 self.transform = Preprocess(size, round(size * resize_ratio))
                 self.backbone = _build_small(options)
             else:
@@ -201,7 +201,7 @@ def _tagged_cfg(name: str) -> Any:
 
 def _timm_preprocess(name: str, image_size: int | None, resize_ratio: float) -> Preprocess:
     cfg = _pretrained_cfg(name)
-    size = image_size or cfg.input_size[-1]
+    size = cfg.input_size[-1] if image_size is None else image_size
     return Preprocess(size, round(size * resize_ratio), tuple(cfg.mean), tuple(cfg.std))
 
 

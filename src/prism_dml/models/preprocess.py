@@ -11,7 +11,11 @@ from torchvision.transforms.v2 import functional as F
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Evaluation's preprocessing: short side resized (bilinear, antialias), centre cut, normalised."""
+    """Evaluation's preprocessing: short side resized (bilinear, antialias), centre cut, normalised.
+
+    Of pictures that are upright and opaque: `prism_dml.data.decode_image` makes them of a file's bytes. It turns them
+    by their EXIF orientation, lays transparency over white and scales 16 bits to 8; this does not.
+    """
 
     image_size: int
     """Side of the result in pixels."""

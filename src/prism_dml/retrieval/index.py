@@ -232,8 +232,9 @@ def _read_card(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: format version {card.get('format_version')}; this version of Prism reads {_VERSION}"
         )
-    if not all(isinstance(card.get(name), dict) for name in ("files", "sha256", "about")):
-        raise ValueError(f"{path}: damaged: files, sha256 or about is missing")
+    wanted = {"kind": str, "files": dict, "sha256": dict, "about": dict}
+    if not all(isinstance(card.get(name), type_) for name, type_ in wanted.items()):
+        raise ValueError(f"{path}: damaged: kind, files, sha256 or about is missing")
     return card
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 from dataclasses import asdict
@@ -29,7 +28,7 @@ from prism_dml.training.measure import embed_all, validate
 from prism_dml.training.progress import RunProgress
 from prism_dml.training.ranks import is_launched, join, kind_of_device, one_line_if_lost
 from prism_dml.training.repeatable import repeatable
-from prism_dml.training.result import finish, save_networks
+from prism_dml.training.result import RUN, finish, read_run, save_networks
 from prism_dml.training.sources import look_once, open_sources, training_fingerprint
 from prism_dml.training.stop import StopRequest
 from prism_dml.training.tally import Tally
@@ -79,13 +78,11 @@ def train(
     out = Path(out)
     method_class = find_method(config.method)
     method_class.check(config)
-    if not resume and ((out / "run.json").exists() or (out / CHECKPOINT).exists()):
+    if not resume and ((out / RUN).exists() or (out / CHECKPOINT).exists()):
         raise ValueError(f"{out} already holds a run: take another folder, or go on with --resume")
-    if resume and (out / "run.json").exists() and not (out / CHECKPOINT).exists():
-        steps = json.loads((out / "run.json").read_text(encoding="utf-8"))["result"]["steps"]
-        raise ValueError(
-            f"the run in {out} is finished, after {steps:,} steps: there is nothing to go on with"
-        )
+    if resume and (out / RUN).exists() and not (out / CHECKPOINT).exists():
+        steps = read_run(out)["result"].get("steps")
+        raise ValueError(f"the run in {out} is finished, after {steps} steps: there is nothing to go on with")
     if config.devices > 1 and not is_launched():
         kind_of_device(config)  # before processes are started in vain
         result: dict[str, Any] = launch(config.devices, train, data, config, out, resume)

@@ -27,6 +27,9 @@ from prism_dml.training.ranks import ALONE, Ranks
 from prism_dml.training.sources import Sources
 from prism_dml.training.tally import Tally
 
+RUN = "run.json"
+"""In a run's folder, when it is finished."""
+
 EMBEDDINGS = "embeddings.parquet"
 """In a run's folder: what the saved model makes of the images of the run, which an audit need not embed again."""
 
@@ -104,6 +107,18 @@ def _hand_over(out: Path, sources: Sources, embeddings: Tensor, judged: pd.DataF
         pq.write_table(pa.concat_tables(rows, promote_options="default"), temporary)
 
 
+def read_run(folder: Path) -> dict[str, Any]:
+    """What a finished run has written of itself: result, settings, versions, classes; ValueError if it is damaged."""
+    file = folder / RUN
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        if all(isinstance(document[name], dict) for name in ("result", "settings")):
+            return dict(document)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f"{file}: not the description of a run")
+
+
 def _write_run(out: Path, sources: Sources, settings: dict[str, Any], result: dict[str, Any]) -> None:
     """Write run.json, with which the run is finished, and remove the checkpoint."""
     versions = {
@@ -117,6 +132,6 @@ def _write_run(out: Path, sources: Sources, settings: dict[str, Any], result: di
         "versions": versions,
         "classes": sources.train.table.classes,
     }
-    with replacing(out / "run.json") as temporary:
+    with replacing(out / RUN) as temporary:
         temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (out / CHECKPOINT).unlink(missing_ok=True)
