@@ -168,3 +168,21 @@ def test_a_run_whose_description_is_damaged(prism, image_folder, tmp_path, conte
         status, _, error = prism(*command, "--out", run, *(QUICK if command[0] == "train" else ()))
         assert status == 2
         assert error.endswith("run.json: not the description of a run\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--seed", 2**63), "seed must be below 2^63"),
+        (("--max-unreadable", 1), "max_unreadable must be in [0, 1), not 1.0"),
+    ],
+)
+def test_settings_that_cannot_work_are_told(prism, image_folder, tmp_path, options, message):
+    status, _, error = prism("train", image_folder, "--out", tmp_path / "run", *QUICK, *options)
+    assert (status, error.count("\n")) == (2, 1)
+    assert message in error
+
+
+def test_a_run_is_not_written_into_its_data(prism, image_folder):
+    status, _, error = prism("train", image_folder, "--out", image_folder, *QUICK)
+    assert (status, "--out must not be the data itself" in error) == (2, True)

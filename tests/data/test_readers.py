@@ -130,8 +130,12 @@ def test_depth_is_counted_below_splits(tmp_path: Path, caplog: pytest.LogCapture
 def test_class_folders_without_images_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     touch(tmp_path, "train/a/1.png", "train/b/notes.txt", "test/c/1.png")
     read_table(tmp_path)
-    assert caplog.messages == [f"{tmp_path}: 1 class folder has no images: train/b"]
+    assert caplog.messages == [
+        f"{tmp_path}: 1 file in class folders is no image by its name and is ignored: 'train/b/notes.txt'",
+        f"{tmp_path}: 1 class folder has no images: train/b",
+    ]
     caplog.clear()
+    (tmp_path / "train" / "b" / "notes.txt").unlink()
     for i in range(200):
         (tmp_path / "test" / f"{i:03}").mkdir()
     read_table(tmp_path)
@@ -531,3 +535,21 @@ def test_one_list_of_class_names_serves_both_kinds_of_label(tmp_path: Path) -> N
 def test_a_home_that_nobody_has(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no home folder is known for ~nobody-of-this-name"):
         read_table("~nobody-of-this-name/photos")
+
+
+def test_photos_without_a_known_suffix_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "a/1.png", "a/2.jpg?v=3", "b/3", "b/4.png", "b/Thumbs.db")
+    assert len(read_table(tmp_path)) == 2
+    assert caplog.messages == [
+        f"{tmp_path}: 2 files in class folders are no images by their names and are ignored, one of them: "
+        "'a/2.jpg?v=3'"
+    ]
+
+
+def test_a_folder_with_other_parquet_says_what_it_is_read_as(tmp_path: Path) -> None:
+    touch(tmp_path / "photos", "a/1.png", "b/2.png")
+    pq.write_table(pa.table({"path": ["a/1.png"]}), tmp_path / "photos" / "embeddings.parquet")
+    with pytest.raises(
+        ValueError, match=r"no column 'image'.*a folder with \.parquet files is read as these only"
+    ):
+        read_table(tmp_path / "photos")

@@ -182,6 +182,7 @@ def test_odd_places_of_images_are_reported(memory, caplog):
     assert table.classes == ["cat", "dog"] and table.splits.tolist() == ["test", "train", "train"]
     assert caplog.messages == [
         "memory://set/pets: 1 image lies outside of class folders and is ignored: 'test/loose.png'",
+        "memory://set/pets: 1 file in class folders is no image by its name and is ignored: 'test/none/a.txt'",
         "memory://set/pets: 1 image lies deeper than CLASS/IMAGE, which makes no further classes: "
         "'train/cat/old/2.png' is of the class 'cat'",
         "memory://set/pets: 1 class folder has no images: test/none",

@@ -228,3 +228,15 @@ def test_a_loss_that_explodes_ends_the_command_with_one_line_and_the_last_good_c
     assert f"up to step {step + 1}:" in error
     tensors = load_file(out / CHECKPOINT)
     assert all(value.isfinite().all() for key, value in tensors.items() if key.startswith("method/embedder"))
+
+
+def test_weights_that_are_no_numbers_end_a_run_with_what_may_help(table, tmp_path: Path, monkeypatch) -> None:
+    def spoiled(embedder, *rest):
+        embedder.head.weight.data.fill_(float("nan"))
+        return original(embedder, *rest)
+
+    original = loop.validate
+    monkeypatch.setattr(loop, "validate", spoiled)
+    config = TrainConfig(**OPTIONS | {"validation": 0.3, "validate_every": 4})
+    with pytest.raises(ValueError, match="training has diverged; a lower lr may help"):
+        train(table.split("train"), config, tmp_path / "run")

@@ -227,8 +227,8 @@ def test_two_gpus_train_what_one_does(shard: bool, several, folder: Path, settin
     ("gpus", "options", "message"),
     [
         (1, {"devices": 2, "accelerator": "auto"}, "devices is 2, but this machine has 1 GPUs"),
-        (0, {"devices": 2, "accelerator": "cuda"}, "devices is 2, but this machine has 0 GPUs"),
-        (0, {"devices": 1, "accelerator": "cuda"}, "devices is 1, but this machine has 0 GPUs"),
+        (0, {"devices": 2, "accelerator": "cuda"}, "accelerator is cuda, but this machine has no GPU"),
+        (0, {"devices": 1, "accelerator": "cuda"}, "accelerator is cuda, but this machine has no GPU"),
     ],
 )
 def test_more_devices_than_there_are(gpus, options, message, folder, settings, monkeypatch, tmp_path) -> None:

@@ -36,7 +36,10 @@ def train(
     from prism_dml.training import train as run_training
     from prism_dml.training.ranks import is_first
 
-    run = Path("runs") / _name(place(data)) if out is None else out
+    source = place(data)
+    run = Path("runs") / _name(source) if out is None else out
+    if isinstance(source, Path) and source.resolve() == run.resolve():
+        raise ValueError(f"--out must not be the data itself: {run}")
     result = run_training(data, config, run, resume)
     if not is_first():  # of several that torchrun has started, one is enough to tell
         return

@@ -19,12 +19,14 @@ IMAGE_SUFFIXES = (
 """File names that count as images; other files are ignored."""
 SPLIT_NAMES = frozenset({"train", "test", "val", "valid", "validation"})
 """Folders of these names, holding class folders, are splits."""
+_LEFT_BY_SYSTEMS = ("Thumbs.db", "desktop.ini")  # of these nobody wants to hear
 
 
 def read_folder(root: Path) -> ImageTable:
     """Images of ROOT/class/... or ROOT/split/class/..., at any depth below the class, as a table.
 
-    Hidden files and files that are not images are ignored. `paths` are relative to `root`.
+    Hidden files are ignored, and those that are no images by their names, which are told of. `paths` are relative to
+    `root`.
 
     Raises:
         ValueError: the folder has no class folders, or these have no images; or a name cannot be written to a list.
@@ -34,9 +36,12 @@ def read_folder(root: Path) -> ImageTable:
     labels: list[str] = []
     split_names: list[str] = []
     empty: list[str] = []
+    others: list[str] = []
     for split in splits or [root]:
         for class_folder in _folders(split):
-            images = [path.relative_to(root).as_posix() for path in images_below(class_folder)]
+            files = [path.relative_to(root).as_posix() for path in _files_below(class_folder)]
+            images = [name for name in files if _is_image(name)]
+            others += [name for name in files if not _is_image(name)]
             names += images
             labels += [class_folder.name.strip()] * len(images)
             split_names += [split.name] * len(images)
@@ -45,6 +50,7 @@ def read_folder(root: Path) -> ImageTable:
     _warn_of_loose_images(
         root, [path.relative_to(root).as_posix() for folder in (root, *splits) for path in _images_in(folder)]
     )
+    _warn_of_other_files(root, others)
     if not names:
         raise ValueError(f"{root}: no images found; expected folders CLASS or train/CLASS in it, with images")
     _refuse_names(root, names, labels)
@@ -69,6 +75,8 @@ def read_remote_folder(root: RemoteFile) -> ImageTable:
     has_splits = folders <= SPLIT_NAMES and folders == with_folders
     depth = 1 + has_splits  # folders that an image lies in, at least
     _warn_of_loose_images(root, ["/".join(parts) for parts in places if len(parts) <= depth])
+    others = [parts for parts in files if len(parts) > depth and not _is_image(parts[-1])]
+    _warn_of_other_files(root, ["/".join(parts) for parts in others])
     places = [parts for parts in places if len(parts) > depth]
     if not places:
         raise ValueError(
@@ -99,9 +107,13 @@ def _folders(root: Path) -> list[Path]:
 
 def images_below(folder: Path) -> Iterator[Path]:
     """The images of a folder at any depth, in order; what is hidden is passed over."""
+    return filter(lambda file: _is_image(file.name), _files_below(folder))
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not _is_hidden(name))
-        yield from (Path(parent, name) for name in sorted(files) if _is_image(name))
+        yield from (Path(parent, name) for name in sorted(files) if not _is_hidden(name))
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -127,6 +139,15 @@ def _warn_of_deep_images(
         )
 
 
+def _warn_of_other_files(root: Path | RemoteFile, others: list[str]) -> None:
+    others = [name for name in others if not name.endswith(_LEFT_BY_SYSTEMS)]
+    if others:
+        what = "1 file in class folders is no image by its name and is ignored"
+        if len(others) > 1:
+            what = f"{len(others)} files in class folders are no images by their names and are ignored, one of them"
+        logger.warning("%s: %s: '%s'", root, what, others[0])
+
+
 def _warn_of_empty_folders(root: Path | RemoteFile, empty: list[str]) -> None:
     if empty:
         what = "1 class folder has" if len(empty) == 1 else f"{len(empty)} class folders have"
@@ -146,7 +167,8 @@ def _refuse_names(root: Path | RemoteFile, names: list[str], labels: list[str]) 
 
 
 def _is_image(name: str) -> bool:
-    return not _is_hidden(name) and Path(name).suffix.lower() in IMAGE_SUFFIXES
+    file = Path(name)
+    return not _is_hidden(file.name) and file.suffix.lower() in IMAGE_SUFFIXES
 
 
 def _is_hidden(name: str) -> bool:

@@ -55,7 +55,12 @@ def _read(path: Path) -> ImageTable:
             if recognises(path):
                 return read(path)
         shards = parquet_shards(path)
-        return read_parquet(shards) if shards else read_folder(path)
+        if not shards:
+            return read_folder(path)
+        try:
+            return read_parquet(shards)
+        except ValueError as error:
+            raise ValueError(f"{error} (a folder with .parquet files is read as these only)") from error
     if not path.is_file():
         if "*" in path.name and (shards := sorted(path.parent.glob(path.name))):
             return read_parquet(shards)

@@ -38,7 +38,7 @@ class TrainConfig(MethodConfig):
         log_every: Steps from one line of metrics.jsonl to the next.
         checkpoint_every: Steps from one checkpoint to the next.
         max_bad_steps: A step whose loss or gradient is not finite is left out; so many in a row end the run.
-        max_unreadable: Share of images in [0, 1] that may be unreadable before the command gives up.
+        max_unreadable: Share of images in [0, 1) that may be unreadable before the command gives up.
         cache: memory (decode once), stream (decode each time), or auto.
         workers: Processes that decode streamed images.
         accelerator: cpu or cuda; auto: cuda where there is a GPU for it.
@@ -94,6 +94,8 @@ class TrainConfig(MethodConfig):
         for name in ("validation", "max_unreadable"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed must be below 2^63, not {self.seed}")
         if self.classes_per_batch * self.samples_per_class < 2:
             raise ValueError("a batch must have at least 2 images")
         if self.freeze_backbone:

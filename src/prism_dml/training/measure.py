@@ -31,6 +31,9 @@ def embed_all(
 
     Returns:
         (N, D) on the device; zeros for an unreadable image.
+
+    Raises:
+        ValueError: the network has vectors that are not finite.
     """
     training, count, done = network.training, len(images.table), 0
     network.eval()
@@ -49,7 +52,12 @@ def embed_all(
     if embeddings is None:
         device = next(chain(network.parameters(), network.buffers())).device
         embeddings = torch.zeros(count, width, device=device)
-    return ranks.total(embeddings)
+    embeddings = ranks.total(embeddings)
+    if not embeddings.isfinite().all():
+        raise ValueError(
+            "what the network makes of images is not finite: training has diverged; a lower lr may help"
+        )
+    return embeddings
 
 
 def validate(embedder: Embedder, images: ImageBatches, ranks: Ranks = ALONE) -> float | None:

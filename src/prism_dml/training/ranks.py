@@ -218,6 +218,8 @@ def kind_of_device(config: TrainConfig) -> str:
     gpus = torch.cuda.device_count() if config.accelerator in ("auto", "cuda") else 0
     if gpus == 0 and config.accelerator != "cuda":
         return "cpu"
+    if gpus == 0:
+        raise ValueError("accelerator is cuda, but this machine has no GPU that torch can use")
     if config.devices > gpus:
         raise ValueError(f"devices is {config.devices}, but this machine has {gpus} GPUs")
     return "cuda"
