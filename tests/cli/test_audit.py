@@ -253,3 +253,15 @@ def test_mistakes_are_one_line(prism, run_folder, image_folder, noisy_list, tmp_
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "audit").exists()
+
+
+def test_a_model_in_one_file_and_an_image_that_is_embedded_twice(prism, run_folder, noisy_list, tmp_path):
+    model = tmp_path / "m.safetensors"
+    assert prism("export", run_folder, "--format", "safetensors", "--out", model)[0] == 0
+    assert prism("audit", model, noisy_list, "--out", tmp_path / "a")[0] == 0
+    table = read_table(noisy_list)
+    twice = table.select([0, *range(len(table))])
+    status, _, error = prism(
+        "audit", clustered(twice, tmp_path / "e.npz"), noisy_list, "--out", tmp_path / "b"
+    )
+    assert (status, f"{table.paths[0]!r} is in it twice" in error) == (2, True)

@@ -129,6 +129,8 @@ def test_device():
     assert choose_device("auto") in ("cpu", "cuda")
     with pytest.raises(ValueError, match="no such device here: abacus"):
         choose_device("abacus")
+    with pytest.raises(ValueError, match="the device meta computes nothing"):
+        choose_device("meta")
 
 
 def test_the_data_are_never_written_over_nor_added_to(prism, run_folder, image_folder, tmp_path):
@@ -136,11 +138,13 @@ def test_the_data_are_never_written_over_nor_added_to(prism, run_folder, image_f
     shards.mkdir()
     prism("corrupt", image_folder, "--kind", "pair", "--rate", 0, "--out", shards / "a.parquet")
     before = (shards / "a.parquet").read_bytes()
-    for out, message in (("a.parquet", "it would become a part"), ("b.parquet", "it would become a part")):
-        status, _, error = prism("embed", run_folder, shards, "--out", shards / out)
+    for command, name in (
+        (("embed", run_folder, shards, "--out", shards / "a.parquet"), "a.parquet"),
+        (("embed", run_folder, shards, "--out", shards / "b.parquet"), "b.parquet"),
+        (("audit", run_folder, shards, "--out", shards), "issues.parquet"),
+        (("train", shards, "--out", shards), "embeddings.parquet"),
+    ):
+        status, _, error = prism(*command)
         assert status == 2
-        assert message in error
-    status, _, error = prism("audit", run_folder, shards, "--out", shards)
-    assert status == 2
-    assert "issues.parquet: it would become a part of the input" in error
+        assert f"{name}: it would become a part of the input" in error
     assert [(file.name, file.read_bytes()) for file in shards.iterdir()] == [("a.parquet", before)]

@@ -102,6 +102,7 @@ def test_unlike_any_command_lists_them(capsys):
         (FileNotFoundError(2, "No such file or directory", "x.csv"), "No such file or directory: x.csv"),
         (OSError("out of paper"), "out of paper"),
         (ValueError(), "ValueError"),
+        (MemoryError("70 GB"), "not enough memory: 70 GB"),
     ],
 )
 def test_users_mistakes_are_one_line(command, capsys, error, line):

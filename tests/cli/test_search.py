@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -123,3 +124,11 @@ def test_kind_is_said_and_can_be_chosen(prism, run_folder, image_folder, tmp_pat
     status, _, error = prism("index", run_folder, image_folder, *options, "ivf-pq")
     assert status == 2
     assert "needs at least 256 embeddings, not 28: choose flat" in error
+
+
+def test_hidden_images_of_a_folder_are_no_queries(prism, run_folder, image_folder, index, tmp_path):
+    shutil.copytree(image_folder / "test" / "fork", tmp_path / "queries")
+    (tmp_path / "queries" / "._0.png").write_bytes(b"what a Mac leaves")
+    status, shown, error = prism("search", run_folder, index, tmp_path / "queries", "--json", "-")
+    assert status == 0, error
+    assert len(json.loads(shown)["queries"]) == 5

@@ -151,8 +151,10 @@ def test_a_run_is_called_after_its_data(prism, image_folder, tmp_path, monkeypat
     packed = tmp_path / "packed"
     packed.mkdir()
     prism("corrupt", image_folder, "--kind", "pair", "--rate", 0, "--out", packed / "a.parquet")
+    (tmp_path / "link").symlink_to(packed)
     monkeypatch.chdir(packed)
-    for data, name in ((".", "packed"), ("a.parquet", "a"), (f"{tmp_path}/packed/*.parquet", "packed")):
+    pattern = f"{tmp_path}/packed/*.parquet"
+    for data, name in ((".", "packed"), ("a.parquet", "a"), (pattern, "packed"), ("../link", "link")):
         status, _, error = prism("train", data, "--steps", 1, *QUICK[2:])
         assert status == 0, error
         assert (packed / "runs" / name / "run.json").is_file()
@@ -174,6 +176,7 @@ def test_a_run_whose_description_is_damaged(prism, image_folder, tmp_path, conte
     ("options", "message"),
     [
         (("--seed", 2**63), "seed must be below 2^63"),
+        (("--image-size", 0), "image_size must be at least 1"),
         (("--max-unreadable", 1), "max_unreadable must be in [0, 1), not 1.0"),
     ],
 )
@@ -185,4 +188,4 @@ def test_settings_that_cannot_work_are_told(prism, image_folder, tmp_path, optio
 
 def test_a_run_is_not_written_into_its_data(prism, image_folder):
     status, _, error = prism("train", image_folder, "--out", image_folder, *QUICK)
-    assert (status, "--out must not be the data itself" in error) == (2, True)
+    assert (status, "it would become a part of the input" in error) == (2, True)

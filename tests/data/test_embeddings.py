@@ -77,6 +77,7 @@ def test_npz_that_does_not_fit(tmp_path, arrays, message):
     [
         ({"label": [1]}, "no column 'embedding'"),
         ({"embedding": [1.0], "label": [1]}, "lists of numbers"),
+        ({"embedding": [{"x": 1.0}], "label": [1]}, "lists of numbers"),
         ({"embedding": [[1.0]], "label": pa.array([None], pa.string())}, "no label may be missing"),
         ({"embedding": [[1.0], [1.0, 2.0]], "label": [1, 2]}, "as many numbers as the others"),
         ({"embedding": [["a"]], "label": [1]}, "must be numbers"),

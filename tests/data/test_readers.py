@@ -508,6 +508,8 @@ def test_csv_with_a_quoted_header(tmp_path: Path) -> None:
         text = '"path","label"\n"1.png","a"\n"2.png","b"\n'.replace(",", delimiter)
         (tmp_path / "x.csv").write_text(text)
         assert read_table(tmp_path / "x.csv").classes == ["a", "b"]
+    (tmp_path / "x.csv").write_text('path,label,seen;by,"note, more"\n1.png,a,x,y\n2.png,b,x,y\n')
+    assert read_table(tmp_path / "x.csv").classes == ["a", "b"]
 
 
 def test_a_file_of_a_companions_name_that_is_none_is_passed_over(
@@ -520,7 +522,7 @@ def test_a_file_of_a_companions_name_that_is_none_is_passed_over(
 
 
 def test_one_list_of_class_names_serves_both_kinds_of_label(tmp_path: Path) -> None:
-    feature = {"label": {"_type": "ClassLabel", "names": ["bird", "cat"]}}
+    feature = {"label": {"_type": "ClassLabel", "names": ["bird", "cat "]}}
     metadata = {"huggingface": json.dumps({"info": {"features": feature}})}
     columns = {"image": pa.array([{"bytes": b"x", "path": None}] * 3), "label": [0, 1, 1]}
     table = pa.table(columns | {"clean_label": [0, 1, 0]}).replace_schema_metadata(metadata)

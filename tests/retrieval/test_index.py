@@ -146,6 +146,7 @@ def change_card(folder, **changes):
         (lambda f: (f / "index.json").write_text("[]"), "not the description of a Prism index"),
         (lambda f: change_card(f, format_version=9), "format version 9"),
         (lambda f: change_card(f, files=None), "files, sha256 or about is missing"),
+        (lambda f: change_card(f, kind=None), "kind, files, sha256 or about is missing"),
         (lambda f: change_card(f, files={}), "cannot be read"),
         (lambda f: next(f.glob("*.faiss")).write_bytes(b"IxFI"), "damaged: its checksum"),
         (lambda f: next(f.glob("*.parquet")).write_bytes(b""), "damaged: its checksum"),

@@ -34,6 +34,7 @@ from prism_dml.models.files import CHECKPOINT
 from prism_dml.retrieval import bootstrap_interval, retrieval_metrics, retrieval_scores
 from prism_dml.training import TrainConfig, train
 from prism_dml.training.measure import embed_all
+from prism_dml.training.result import RUN, read_run
 
 DemoData = Literal["letters", "omniglot"]
 
@@ -237,15 +238,14 @@ def _noisy_table(data: str, seed: int, noise_rate: float) -> ImageTable:
 
 
 def _state(run: Path) -> str:
-    if (run / "run.json").is_file():
-        return " (already trained)"
-    return " (goes on)" if (run / CHECKPOINT).is_file() else ""
+    begun = " (goes on)" if (run / CHECKPOINT).is_file() else ""
+    return " (already trained)" if (run / RUN).is_file() else begun
 
 
 def _run(table: ImageTable, config: TrainConfig, out: Path) -> dict[str, Any]:
     """The result of a run: of the folder's, if it is finished, which is gone on with, if it is begun."""
-    if (out / "run.json").is_file():
-        return dict(_read(out / "run.json")["result"])
+    if (out / RUN).is_file():
+        return dict(read_run(out)["result"])
     return train(table, config, out, resume=(out / CHECKPOINT).is_file())
 
 

@@ -30,6 +30,7 @@ from prism_dml.models.files import CHECKPOINT
 from prism_dml.retrieval import retrieval_metrics
 from prism_dml.training import TrainConfig, train
 from prism_dml.training.measure import embed_all
+from prism_dml.training.result import RUN, read_run
 
 RESULT, LOG = "result.json", "log.txt"
 METRICS = ("precision_at_1", "r_precision", "map_at_r", "recall_at_2", "recall_at_4", "recall_at_8")
@@ -121,8 +122,8 @@ def run_job(job: Job, folder: Path, data_root: Path, accelerator: str) -> dict[s
             table, resolve(job.path, data_root), config, accelerator, folder.parent / VECTORS
         )
     run = folder / "run"
-    if (run / "run.json").is_file():  # trained, but not evaluated
-        result = json.loads((run / "run.json").read_text(encoding="utf-8"))["result"]
+    if (run / RUN).is_file():  # trained, but not evaluated
+        result = read_run(run)["result"]
     else:
         result = train(table, config, run, resume=(run / CHECKPOINT).is_file())
     facts = {"noise": noise, "told": config.noise_rate, "estimated": result.get("noise_rate_estimate")}

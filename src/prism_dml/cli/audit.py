@@ -65,6 +65,8 @@ def audit(
     from prism_dml.cli.samples import of_embeddings, of_run
     from prism_dml.data import holds_parts, place, refuse_input, write_corrections
 
+    if data is not None:
+        refuse_input(out / "issues.parquet", place(data))
     if not run_or_embeddings.exists():
         raise ValueError(f"{run_or_embeddings}: no such file or folder")
     if run_or_embeddings.suffix.lower() in (".npz", ".parquet") or holds_parts(run_or_embeddings):
@@ -80,8 +82,6 @@ def audit(
         }
         sample_set = of_run(run_or_embeddings, data, split, embedding)
     table = sample_set.table
-    if table is not None and data is not None:
-        refuse_input(out / "issues.parquet", table, place(data))
     issues = find_label_issues(sample_set.vectors, sample_set.labels, sample_set.scores)
     noisy = None if table is None else table.is_noisy
     reliability = None if noisy is None else measure_reliability(issues["label_score"].to_numpy(), ~noisy)

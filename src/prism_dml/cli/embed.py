@@ -75,7 +75,7 @@ def embed(
     if devices != 1:
         raise ValueError("several processes make parts: --out must be a folder")
     model, table = load(run), read_table(data, split)
-    refuse_input(out, table, source)
+    refuse_input(out, source, table)
     embedded = embed_table(model, table, batch_size, workers, max_unreadable, device)
     write_embeddings(embedded, out)
     count, dim = embedded.vectors.shape

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,14 +31,14 @@ def train(
     Raises:
         ValueError: the data cannot be read, the options do not fit together, or the run is not there.
     """
-    from prism_dml.data import place
+    from prism_dml.data import place, refuse_input
     from prism_dml.training import train as run_training
     from prism_dml.training.ranks import is_first
+    from prism_dml.training.result import EMBEDDINGS
 
     source = place(data)
     run = Path("runs") / _name(source) if out is None else out
-    if isinstance(source, Path) and source.resolve() == run.resolve():
-        raise ValueError(f"--out must not be the data itself: {run}")
+    refuse_input(run / EMBEDDINGS, source)
     result = run_training(data, config, run, resume)
     if not is_first():  # of several that torchrun has started, one is enough to tell
         return
@@ -53,11 +52,13 @@ def _name(data: Path | RemoteFile) -> str:
     """What the data are called: their folder, or file without its suffix; of a pattern, the folder of its files."""
     if "*" in data.name:
         data = data.parent
-    return data.resolve().stem if isinstance(data, Path) else data.stem
+    return data.resolve().stem if data.name in ("", "..") and isinstance(data, Path) else data.stem
 
 
 def _show(run: Path, data: str, config: TrainConfig, result: dict[str, Any]) -> None:
-    settings = json.loads((run / "run.json").read_text(encoding="utf-8"))["settings"]
+    from prism_dml.training.result import read_run
+
+    settings = read_run(run)["settings"]
     learned = f"{settings['num_samples']:,} images of {settings['num_classes']:,} classes"
     rows = [("Learned from", learned), *_measures(result)]
     print_table(f"Trained {result['steps']:,} steps: {run}", ("Measure", "Value"), rows)

@@ -62,15 +62,11 @@ def read_csv(file: Path | RemoteFile) -> ImageTable:
     """
     text = _read_text(file)
     header = text.lstrip("\n").partition("\n")[0]
-    delimiter = next((mark for mark in "\t;" if mark in header), ",")
-    try:
-        fields = next(csv.reader([header], delimiter=delimiter), [])
-    except csv.Error:  # a path of a list without a header may hold anything
-        fields = []
-    names = [name.strip().lower() for name in fields]
-    if COLUMNS.isdisjoint(names):
-        return _from_pairs(_parse_pairs(file, text))
-    return _from_rows(_parse_rows(file, text, names, delimiter))
+    for delimiter in "\t;,":
+        names = _column_names(header, delimiter)
+        if not COLUMNS.isdisjoint(names):
+            return _from_rows(_parse_rows(file, text, names, delimiter))
+    return _from_pairs(_parse_pairs(file, text))
 
 
 def companion_list(file: Path) -> Path | None:
@@ -89,6 +85,13 @@ def companion_list(file: Path) -> Path | None:
     ]
     files = [file.with_name(name + file.suffix) for name in names if name != stem and "cleaned" not in stem]
     return next((candidate for candidate in files if candidate.is_file()), None)
+
+
+def _column_names(header: str, delimiter: str) -> list[str]:
+    try:
+        return [name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter), [])]
+    except csv.Error:  # it is none: a path in a list without a header may hold anything
+        return []
 
 
 def _from_rows(rows: _Rows) -> ImageTable:

@@ -201,7 +201,10 @@ def _class_names(column: pa.ChunkedArray, names: list[str] | None, are_classes: 
     numbers = pc.fill_null(joined.indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
     values = joined.dictionary.to_pylist()
     if names is not None:
-        found = [names[label] if label is not None and 0 <= label < len(names) else None for label in values]
+        found = [
+            names[label].strip() if label is not None and 0 <= label < len(names) else None
+            for label in values
+        ]
     else:
         found = [
             None if label is None or (are_classes and is_missing(str(label))) else str(label).strip()

@@ -50,7 +50,7 @@ def write_table(
     target = at_home(out)
     if target.suffix.lower() not in (".csv", ".parquet") or target.is_dir():
         raise ValueError(f"{target}: the output must be a .csv or a .parquet file")
-    refuse_input(target, table, None if source is None else place(str(source)))
+    refuse_input(target, None if source is None else place(str(source)), table)
     if target.suffix.lower() == ".csv":
         _write_csv(table, target)
     else:
@@ -123,15 +123,15 @@ def _read(table: ImageTable, i: int) -> bytes:
         raise ValueError(f"{table.paths[i]!r} cannot be read: {error}") from error
 
 
-def refuse_input(target: Path, table: ImageTable, source: Path | RemoteFile | None) -> None:
-    """ValueError if writing to `target` would overwrite the input of a table, or make it a part of it.
+def refuse_input(target: Path, source: Path | RemoteFile | None, table: ImageTable | None = None) -> None:
+    """ValueError if writing to `target` would overwrite the input, or add to it.
 
     Args:
         target: the file to write.
-        table: what was read.
-        source: where it was read from.
+        source: where the input is read from.
+        table: what was read of it, if it was; its files may go by other names.
     """
-    inputs = _parquet_files(table.images)
+    inputs = [] if table is None else _parquet_files(table.images)
     if isinstance(source, Path):
         inputs += [source, companion_list(source)] if source.is_file() else []
         if target.suffix.lower() == ".parquet" and _becomes_part(target, source):

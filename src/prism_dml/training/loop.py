@@ -81,8 +81,10 @@ def train(
     if not resume and ((out / RUN).exists() or (out / CHECKPOINT).exists()):
         raise ValueError(f"{out} already holds a run: take another folder, or go on with --resume")
     if resume and (out / RUN).exists() and not (out / CHECKPOINT).exists():
-        steps = read_run(out)["result"].get("steps")
-        raise ValueError(f"the run in {out} is finished, after {steps} steps: there is nothing to go on with")
+        steps = read_run(out)["result"]["steps"]
+        raise ValueError(
+            f"the run in {out} is finished, after {steps:,} steps: there is nothing to go on with"
+        )
     if config.devices > 1 and not is_launched():
         kind_of_device(config)  # before processes are started in vain
         result: dict[str, Any] = launch(config.devices, train, data, config, out, resume)

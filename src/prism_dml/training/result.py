@@ -111,12 +111,13 @@ def read_run(folder: Path) -> dict[str, Any]:
     """What a finished run has written of itself: result, settings, versions, classes; ValueError if it is damaged."""
     file = folder / RUN
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-        if all(isinstance(document[name], dict) for name in ("result", "settings")):
-            return dict(document)
+        document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        is_whole = isinstance(document["result"]["steps"], int) and isinstance(document["settings"], dict)
     except (ValueError, KeyError, TypeError):
-        pass
-    raise ValueError(f"{file}: not the description of a run")
+        is_whole = False
+    if not is_whole:
+        raise ValueError(f"{file}: not the description of a run")
+    return document
 
 
 def _write_run(out: Path, sources: Sources, settings: dict[str, Any], result: dict[str, Any]) -> None:
