@@ -72,7 +72,7 @@ def weigh(judged: Judged, num_classes: int) -> tuple[Tensor, Tensor]:
     return weights / whole[:, None], anywhere / whole
 
 
-def judge(embeddings: Tensor, labels: Tensor, exact_up_to: int | None = None) -> Judged:
+def judge(embeddings: Tensor, labels: Tensor) -> Judged:
     """Judge labels (N,) by embeddings (N, D); what could not be embedded, a row of zeros, is believed."""
     classes, chances = certain(labels)
     suggested, probability = labels.clone(), torch.ones_like(chances[:, 0])
@@ -82,7 +82,7 @@ def judge(embeddings: Tensor, labels: Tensor, exact_up_to: int | None = None) ->
     if len(present) < 2:  # nothing to choose from
         return Judged(classes, chances, suggested, probability, nowhere, 0.0)
     rows = embeddings[found]
-    near, neighbours = neighbour_graph(rows, min(NEIGHBOURS, len(rows) - 1), exact_up_to)
+    near, neighbours = neighbour_graph(rows, min(NEIGHBOURS, len(rows) - 1), EXACT_UP_TO)
     judgement = judge_labels(rows, inside, near, neighbours)
     given, others = judgement.chances[:, :1], judgement.chances[:, 1:]
     best, column = others.topk(min(OTHERS, others.shape[1]), dim=1)

@@ -8,7 +8,7 @@ from torch.nn.functional import linear, normalize
 
 from prism_dml.losses import InstanceLoss
 from prism_dml.methods.base import EmbedAll, Method, StepResult, TrainingSet
-from prism_dml.methods.beliefs import EXACT_UP_TO, LEAST_RATE, Judged, certain, judge, weigh
+from prism_dml.methods.beliefs import LEAST_RATE, Judged, certain, judge, weigh
 from prism_dml.methods.classifier import CosineClassifier
 from prism_dml.methods.config import MethodConfig
 from prism_dml.methods.second_opinion import by_network, pool
@@ -161,7 +161,7 @@ class Refract(Method):
             seen = embed_all(WithLevels(self.embedder) if self._levels else self.embedder)
             embeddings, labels = seen[:, : self.embedding_dim], self.data.labels.to(seen.device)
             rows = self._rows(seen, normalize(embeddings @ self.scaling, dim=1), self.patch_features)
-            judged, readable = judge(rows, labels, EXACT_UP_TO), (embeddings != 0).any(dim=1)
+            judged, readable = judge(rows, labels), (embeddings != 0).any(dim=1)
             self._believe(judged)
             surest = judged.chances.max(dim=1).values.nan_to_num(0.0).clamp(max=1).to(self.draws)
             # What cannot be read would else take the places of doubtful samples.

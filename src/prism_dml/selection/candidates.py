@@ -258,7 +258,10 @@ def _and_drawn(named: Tensor, drawn: Tensor, num_classes: int) -> tuple[Tensor, 
     if (there.sum(dim=1) == num_classes).all():  # as where there are few: none is left to stand for
         new = torch.zeros_like(drawn, dtype=torch.bool)
     else:
-        new = (drawn[:, :, None] != named[:, None, :]).all(dim=2)  # (n, M)
+        # A column at a time: all comparisons at once are (n, m, M) numbers, and take four times as long.
+        new = drawn != named[:, :1]  # (n, M)
+        for column in named[:, 1:].unbind(dim=1):
+            new &= drawn != column[:, None]
     rest = (num_classes - there.sum(dim=1, keepdim=True)) / new.sum(dim=1, keepdim=True).clamp(min=1)
     classes = torch.cat([torch.where(there, named, named[:, :1]), drawn], dim=1)
     return classes, torch.cat([there.float(), rest * new], dim=1)

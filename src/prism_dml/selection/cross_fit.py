@@ -25,7 +25,7 @@ FOLDS = 5
 
 _RANKED = 20_000  # samples whose given class is ranked among all
 _HEAP = 5  # members of a class that would win elsewhere: it is by chance that none of fewer does
-_FIRST = 10_000  # samples that the first model is fitted to
+_FIRST = 5_000  # samples that the first model is fitted to
 _ALIKE = 5e-3  # difference in the mean loss of a first model that says nothing
 _TOGETHER = 1 << 16  # samples whose neighbours are looked at together
 _NEAR = 1 / 8  # of the data: the neighbours whose agreement says how far a sample counts, at most,

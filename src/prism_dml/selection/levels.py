@@ -10,10 +10,10 @@ DIRECTIONS, SAMPLES_EACH, MOST_DIRECTIONS = 256, 80, 1024
 """Leading directions that levels are compared in; of many samples one for so many of them, but no more than the last:
 what is known of a direction comes from all of them, and each takes its time and memory."""
 
-_ENOUGH = 10_000  # samples to find these by
+_ENOUGH = 5_000  # samples to find these by
 _FARTHEST = 5.0  # standard deviations: a number that is hardly ever there is not all of a sample
 _LEAST_SPREAD = 1e-4  # of a number, beside its largest value: below, it is always the same
-_ROWS = 8192  # samples looked at together
+_ROWS = 1024  # samples looked at together: a core's cache holds them
 
 
 def num_compared(samples: int, numbers: int) -> int:
@@ -26,7 +26,7 @@ def side_by_side(levels: Tensor, widths: tuple[int, ...], beside: Tensor | None 
     """Levels (N, L) of a data set as unit rows: all numbers equally wide, all blocks equally long, side by side.
 
     Of more numbers of more samples than `num_compared` says, so many leading directions, D. Rows of zeros stay.
-    O(N.L.D) time, beside 10,000 L^2 and L^3 for the directions; O(N.D) memory beside what is given.
+    O(N.L.D) time, beside 5,000 L^2 and L^3 for the directions; O(N.D) memory beside what is given.
 
     Args:
         levels: what the blocks see, one after the other; zeros where an image could not be read.
@@ -57,12 +57,12 @@ def side_by_side(levels: Tensor, widths: tuple[int, ...], beside: Tensor | None 
 def _moments(levels: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (L,) of what the known samples have."""
     count = known.sum().clamp(min=1)
-    # All at once, copies in float64 would take twice the memory of what is given.
+    # In float32 within a part, in float64 over all of them: copies in float64 would take ten times as long.
     parts = torch.split(levels, _ROWS)
-    mean = torch.stack([part.sum(dim=0, dtype=torch.float64) for part in parts]).sum(dim=0) / count
-    squares = torch.zeros_like(mean)
+    mean = torch.stack([part.sum(dim=0) for part in parts]).sum(dim=0, dtype=torch.float64) / count
+    centre, squares = mean.to(levels), []
     for part, there in zip(parts, torch.split(known, _ROWS), strict=True):
-        squares += ((part - mean) * there).square().sum(dim=0)
+        squares.append(((part - centre) * there).square_().sum(dim=0))
+    spread = (torch.stack(squares).sum(dim=0, dtype=torch.float64) / count).sqrt()
     largest = torch.stack([part.abs().amax(dim=0) for part in parts]).amax(dim=0)
-    least = _LEAST_SPREAD * largest.clamp(min=1e-12)
-    return mean.to(levels), torch.maximum((squares / count).sqrt().to(levels), least)
+    return centre, torch.maximum(spread.to(levels), _LEAST_SPREAD * largest.clamp(min=1e-12))
