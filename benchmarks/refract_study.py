@@ -113,14 +113,14 @@ class FromSteps(ByEmbedding):
         self.draws = torch.where(seen, self.draws, 1.0)  # else what was not seen yet would never be
 
 
-class NoneBelieved(Refract):
-    """Refract that believes no label as given: each may stand for another class."""
+class AsGiven(Refract):
+    """Refract that takes a label it believes as given: the likelihood is for the doubtful ones only."""
 
     def _believe(self, judged) -> None:
         super()._believe(judged)
-        weights, anywhere = beliefs.weigh(judged, len(self.class_weights))
-        self.weights.copy_(weights)
-        self.anywhere.copy_(anywhere)
+        if judged.confusion is None:
+            self.weights.copy_(torch.where(self.trusted[:, None], GIVEN, self.weights))
+            self.anywhere.copy_(torch.where(self.trusted, 0, self.anywhere))
 
 
 class RateOnly(Refract):
@@ -318,7 +318,7 @@ VARIANTS = {
     "cross-entropy: given label and four others": ("refract", {}, Weighing),
     "the judge's rate only": ("refract", {}, RateOnly),
     "the judge's evidence counts whole": ("refract", {"methods.beliefs.EVIDENCE": 1.0}, None),
-    "no label believed as given": ("refract", {}, NoneBelieved),
+    "what is believed taken as given": ("refract", {}, AsGiven),
     "believed from 0.8 on": ("refract", {"methods.refract.BELIEVED": 0.8}, None),
     "15 looks at equal parts": ("refract", every(16), None),
     "the rate by the likelihood alone": (

@@ -106,30 +106,25 @@ def test_wrong_labels_are_put_right(looked: Refract, labels: Tensor) -> None:
     assert looked.noise_rate_estimate == pytest.approx(1 / 3, abs=0.03)
 
 
-def test_trusted_labels_count_whole_and_others_as_what_they_may_stand_for(
-    looked: Refract, labels: Tensor
-) -> None:
+def test_each_label_counts_as_what_it_may_stand_for(looked: Refract, labels: Tensor) -> None:
+    """None is taken as given, however probable; `trusted` says which are believed, all the same."""
     classes = (labels[:, None] + torch.arange(5)) % CLASSES
     chances = torch.tensor([0.1, 0.5, 0.2, 0.1, 0.0]).repeat(COUNT, 1)
-    chances[0, :2] = torch.tensor([0.6, 0.05])
+    chances[0, :2] = torch.tensor([0.6, 0.0])
     nowhere = torch.full((COUNT,), 0.08)
     looked._believe(Judged(classes, chances, classes[:, 1], chances[:, 1], nowhere, 0.4))
     assert looked.trusted.nonzero().squeeze(1).tolist() == [0]
     assert torch.equal(looked.targets, classes)
-    assert looked.weights[0].tolist() == [1, 0, 0, 0, 0] and looked.anywhere[0] == 0
     # of the given class the label is seen with 0.6, of each of the seven others with 0.4 / 7
-    expected = torch.tensor([0.1 * 0.6, 0.5 * 0.4 / 7, 0.2 * 0.4 / 7, 0.1 * 0.4 / 7, 0]).sqrt()
+    expected = (chances * torch.tensor([0.6, *[0.4 / 7] * 4])).sqrt()
     anywhere = (0.08 / 8 * 0.4 / 7) ** 0.5
-    whole = expected.sum() + 8 * anywhere
-    torch.testing.assert_close(looked.weights[1:], (expected / whole).expand(COUNT - 1, 5))
-    torch.testing.assert_close(looked.anywhere[1:], (anywhere / whole).expand(COUNT - 1))
+    whole = expected.sum(dim=1) + 8 * anywhere
+    torch.testing.assert_close(looked.weights, expected / whole[:, None])
+    torch.testing.assert_close(looked.anywhere, anywhere / whole)
     assert looked.noise_rate_estimate == pytest.approx(0.4)
 
 
-def test_where_pairs_of_classes_are_told_each_label_is_learned_by_its_likelihood(
-    looked: Refract, labels: Tensor
-) -> None:
-    """None is believed as given, however probable; `kept` says what is, all the same."""
+def test_where_pairs_of_classes_are_told_a_label_counts_by_them(looked: Refract, labels: Tensor) -> None:
     classes = (labels[:, None] + torch.arange(5)) % CLASSES
     chances = torch.tensor([0.7, 0.1, 0.1, 0.05, 0.0]).repeat(COUNT, 1)
     nowhere = torch.zeros(COUNT)
@@ -218,9 +213,14 @@ def test_the_loss_is_the_likelihood_of_the_labels(looked: Refract, labels: Tenso
             likelihood = likelihood + weight * (-cross_entropy(row / 0.1, label)).exp()
         total -= likelihood.log()
     torch.testing.assert_close(loss, total / len(batch))
-    trusted = batch[looked.trusted[batch] & (batch != 34)]
-    given = cross_entropy(looked.embedder(images_of(TRUTH)[trusted]) @ weights.T / 0.1, labels[trusted])
-    torch.testing.assert_close(looked(images_of(TRUTH)[trusted], labels[trusted], trusted).loss, given)
+
+
+def test_before_the_first_look_the_loss_is_that_of_the_softmax(labels: Tensor) -> None:
+    method, images = begun(labels), images_of(TRUTH)
+    cosines = method.embedder(images) @ normalize(method.proxies()[0], dim=1).T
+    torch.testing.assert_close(
+        method(images, labels, torch.arange(COUNT)).loss, cross_entropy(cosines / 0.1, labels)
+    )
 
 
 def test_a_batch_that_may_be_anything_has_no_gradient(looked: Refract, labels: Tensor) -> None:

@@ -9,7 +9,7 @@ from prism_dml.retrieval import neighbour_graph
 from prism_dml.selection.cross_fit import judge_labels
 
 OTHERS = 4
-"""Classes beside the given one that a doubtful sample may be learned as: the most probable ones."""
+"""Classes beside the given one that a sample may be learned as: the most probable ones."""
 
 EVIDENCE = 0.5
 """What the judge's evidence on a class counts beside the network's: half, as both see the same image."""

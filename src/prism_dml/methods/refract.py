@@ -1,4 +1,4 @@
-"""Refract: judge the whole training set a few times, and learn a doubtful label as one of those it may stand for."""
+"""Refract: judge the whole training set a few times, and learn each label as one of those it may stand for."""
 
 import math
 
@@ -30,7 +30,7 @@ one look only, the last, and of few classes with many samples each compares embe
 beside so little training."""
 
 BELIEVED = 0.5
-"""Probability of being right from which on a label is believed as given."""
+"""Probability of being right from which on a label is believed."""
 
 SURENESS = 4
 """A doubtful sample is drawn as often as the probability of its most probable class, to this power, says: what may be
@@ -58,13 +58,13 @@ class Refract(Method):
     more rarely (in a run of few epochs later and fewer times, see `FEW`), the whole training set is embedded without
     augmentation and every label judged by the class means of the others that are trusted, leave-one-out and in folds
     (`judge_labels`): calibrated probabilities, and the share of wrong labels, come from the likelihood of the given
-    labels. A label that is more likely right than wrong is believed. Of any other the loss is
-    -log(w_0 + sum_k w_k p_k), where the network gives class k the probability p_k: the likelihood of the label, were it
-    wrong as often as was found. w_k is how often the label would be seen in class
-    k, times the root of the judge's evidence for it, for the given class and the most probable others; w_0 stands for
-    no class, as if for any. So the network settles, step by step, which of them the sample is. It is drawn the more
-    rarely, the less is known of it (`SURENESS`). Of few classes with many samples each, all labels are learned so, by
-    how often each class is given each label. No noise rate, and no memory of embeddings.
+    labels. From then on the loss of each sample is -log(w_0 + sum_k w_k p_k), where the network gives class k the
+    probability p_k: the likelihood of its label, were labels wrong as often as was found. w_k is how often the label
+    would be seen in class k, times the root of the judge's evidence for it, for the given class and the most probable
+    others; w_0 stands for no class, as if for any. So no label is taken as given, and the network settles, step by
+    step, which of the classes a sample is. One whose label is less likely right than wrong is drawn the more rarely,
+    the less is known of it (`SURENESS`). Of few classes with many samples each, how often each class is given each
+    label is learned, too. No noise rate, and no memory of embeddings.
 
     The softmax narrows the classes of the training set more in some directions than in others; classes that are new
     are not as narrow there. So the embedding that is validated and saved is scaled, half-way to where the spread within
@@ -117,7 +117,7 @@ class Refract(Method):
         super().__init__(embedder, data, config)
         self.class_weights = WarmClassifier.draw(data.num_classes, self.embedding_dim, seed=0)
         classes, chances = certain(data.labels)
-        self.register_buffer("trusted", torch.ones(data.num_samples, dtype=torch.bool))  # labels as given
+        self.register_buffer("trusted", torch.ones(data.num_samples, dtype=torch.bool))  # see `decided`
         self.register_buffer("targets", classes)  # (N, 1 + OTHERS) the given label, the most probable others
         self.register_buffer("weights", chances)  # (N, 1 + OTHERS) w_k of these
         self.register_buffer("anywhere", torch.zeros(data.num_samples))  # w_0
@@ -185,13 +185,9 @@ class Refract(Method):
 
     def _believe(self, judged: Judged) -> None:
         """Decide what the next steps learn from."""
+        weights, anywhere = weigh(judged, len(self.class_weights))
         self.trusted.copy_(judged.clean >= BELIEVED)
         self.targets.copy_(judged.classes)
-        weights, anywhere = weigh(judged, len(self.class_weights))
-        if judged.confusion is None:
-            _, as_given = certain(judged.classes[:, 0])
-            weights = torch.where(self.trusted[:, None], as_given, weights)
-            anywhere = torch.where(self.trusted, 0, anywhere)
         self.weights.copy_(weights)
         self.anywhere.copy_(anywhere)
         self.rate.fill_(judged.rate)
@@ -214,7 +210,7 @@ class Refract(Method):
         return {"model": self.embedder.mapped(self.scaling)}
 
     def forward(self, images: Tensor, labels: Tensor, index: Tensor) -> StepResult:
-        """Learn from a batch; `kept` are the labels believed as given, though doubtful ones teach too."""
+        """Learn from a batch; `kept` are the labels that are believed, though doubtful ones teach too."""
         represented = self.embedder.represent(images)  # (B, F)
         embeddings = normalize(self.embedder.project(represented), dim=1, eps=1e-6)
         logits = WarmClassifier(self.embedder, self.class_weights).logits(embeddings)
