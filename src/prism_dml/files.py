@@ -16,7 +16,10 @@ def replacing(path: Path, mark: str = "") -> Iterator[Path]:
     replaced. OSError, one line, if there is no room or right to write, or a pipe or a device is there. `mark` tells
     apart processes that may write the same file at the same time.
     """
-    target = path.resolve() if path.is_symlink() else path
+    try:
+        target = path.resolve() if path.is_symlink() else path
+    except RuntimeError as error:  # Python below 3.13
+        raise OSError(f"{path} cannot be written: a link that leads to itself") from error
     temporary = target.with_name(f".{target.name}.{mark}.tmp" if mark else f".{target.name}.tmp")
     try:
         if target.exists() and not (target.is_file() or target.is_dir()):

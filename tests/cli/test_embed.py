@@ -141,6 +141,7 @@ def test_the_data_are_never_written_over_nor_added_to(prism, run_folder, image_f
     for command, name in (
         (("embed", run_folder, shards, "--out", shards / "a.parquet"), "a.parquet"),
         (("embed", run_folder, shards, "--out", shards / "b.parquet"), "b.parquet"),
+        (("embed", run_folder, shards, "--out", shards / "data"), "part-00000.parquet"),
         (("audit", run_folder, shards, "--out", shards), "issues.parquet"),
         (("train", shards, "--out", shards), "embeddings.parquet"),
     ):

@@ -112,3 +112,11 @@ def test_what_a_killed_process_left_is_overwritten(tmp_path):
     (tmp_path / ".t.tmp").write_bytes(b"x" * 10**6)
     write_tensors(tmp_path / "t", "model", 1, tensors(), {})
     assert [path.name for path in tmp_path.iterdir()] == ["t"]
+
+
+def test_a_link_that_leads_to_itself_is_told_of(tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(OSError, match="loop cannot be written: ") as caught, replacing(loop):
+        pass
+    assert "\n" not in str(caught.value) and loop.is_symlink()

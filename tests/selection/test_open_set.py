@@ -5,7 +5,7 @@ import torch
 
 from prism_dml.selection import cross_fit
 from prism_dml.selection.cross_fit import judge_labels
-from prism_dml.selection.open_set import _ranks, of_a_class
+from prism_dml.selection.open_set import _ranks, _uniform, of_a_class
 
 CLASSES, EACH = 60, 24
 
@@ -159,3 +159,12 @@ def test_ranks_among_the_members_of_the_class():
         assert upto[i] == pytest.approx(float(((fellows <= numbers[i]).sum() + 1) / places))
     alone = classes == 5  # a class without members: any rank
     assert alone.any() and (below[alone] == 0).all() and (upto[alone] == 1).all()
+
+
+def test_where_all_ranks_are_low_rounding_says_no_more_than_all():
+    """Float32 may make the share of such ranks 1 + 2e-7, of which there is no standard error."""
+    generator = torch.Generator().manual_seed(0)
+    for size in range(100, 200):
+        below = torch.rand(size, generator=generator) * 0.3 + 0.5
+        weight = torch.rand(size, generator=generator)
+        assert (_uniform(below, below + 0.2, weight, torch.tensor(100.0)) == 1).all()

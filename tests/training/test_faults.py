@@ -238,5 +238,5 @@ def test_weights_that_are_no_numbers_end_a_run_with_what_may_help(table, tmp_pat
     original = loop.validate
     monkeypatch.setattr(loop, "validate", spoiled)
     config = TrainConfig(**OPTIONS | {"validation": 0.3, "validate_every": 4})
-    with pytest.raises(ValueError, match="training has diverged; a lower lr may help"):
+    with pytest.raises(ValueError, match="training has diverged, and a lower lr may help"):
         train(table.split("train"), config, tmp_path / "run")

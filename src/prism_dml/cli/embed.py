@@ -57,6 +57,7 @@ def embed(
             or the folder holds other embeddings or other files.
     """
     from prism_dml.data import holds_parts, place, read_table, refuse_input, write_embeddings
+    from prism_dml.data.parts import part_file
     from prism_dml.models import load
 
     is_file = out.suffix.lower() in (".parquet", ".npz") and not out.is_dir()
@@ -67,6 +68,7 @@ def embed(
         raise ValueError(f"--out must not be the data itself: {out}")
     if not is_file:
         refuse_other_files(out, holds_parts, "embeddings")
+        refuse_input(part_file(out, 0), source)
         from prism_dml.cli.parts import Settings
 
         settings = Settings(run, data, out, split, rows_per_part, batch_size, workers, max_unreadable, device)

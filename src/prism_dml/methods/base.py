@@ -34,7 +34,7 @@ class StepResult(NamedTuple):
     loss: Tensor
     """() scalar to minimise."""
     kept: Tensor
-    """(B,) bool, the samples whose labels are believed as given; see `Method.learns_from_rejected`."""
+    """(B,) bool, the samples whose labels are believed; see `Method.learns_from_rejected`."""
 
 
 class Method(nn.Module):
@@ -86,7 +86,7 @@ class Method(nn.Module):
         """Look at the whole training set; most methods have no need to."""
 
     def decided(self) -> Tensor | None:
-        """Whether each label is believed as given, (N,) bool, of all at once; None: as `StepResult.kept` last said."""
+        """Whether each label is believed, (N,) bool, of all at once; None: as `StepResult.kept` last said."""
         return None
 
     def draw_weights(self) -> Tensor | None:

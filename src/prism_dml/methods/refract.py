@@ -78,12 +78,13 @@ class Refract(Method):
     that; of few classes with many samples each it is left out. On other networks, in a run of few epochs of such
     classes, and in less than half an epoch, the judge compares the embeddings, scaled, and only labels are learned.
 
-    A step costs O(B.C.D + B.(B + F).L) beside the network, of F features before the head and L numbers of patch
-    features, D, or 1,152 of up to 256 images. A look costs a forward pass of the N samples, O(N.(C + D).D) time, and
-    O(N^1.5.D) for their neighbours, on an accelerator O(N^2.D), where D is N / 80, from 256 to 1,024, if blocks are
-    compared. What those of the small network see, and what is compared, take 7 to 13 kB a sample during a look. Patch
-    features are found once, in two passes over the images, together shorter than a forward pass where these are decoded
-    already, and with 8 to 13 kB a sample, of which half a kB to 2 kB stay; what is believed takes 69 bytes.
+    A step costs O(B.C.D + B.(B + F).L) beside the network, of embeddings of length D, F features before the head and L
+    numbers of patch features, N / 80, from 256 to 1,024 (1,152 of up to 256 images). A look costs a forward pass of the
+    N samples, O(N.(C + M).M) time, and O(N^1.5.M) for their neighbours, on an accelerator O(N^2.M), of M numbers that
+    are compared, as many as L if those are blocks, else D. With blocks of the small network it takes 20 to 25 kB a
+    sample, the judge's share included. Patch features are found once, in two passes over the images, together shorter
+    than a forward pass where these are decoded already, and with 12 kB a sample (20 of 8,000), of which half a kB to 2
+    kB stay; what is believed takes 69 bytes.
     Source: PRISM (Liu et al., CVPR 2021), sec. 3, for trust by the similarity to class means; normalised softmax: Zhai
     and Wu, BMVC 2019; the likelihood of a noisy label: Patrini et al., CVPR 2017; scaling by the covariance
     within classes: Hatch et al., Interspeech 2006, who whiten; `models/levels.py`, `patches.py` and
@@ -163,7 +164,7 @@ class Refract(Method):
             rows = self._rows(seen, normalize(embeddings @ self.scaling, dim=1), self.patch_features)
             judged, readable = judge(rows, labels), (embeddings != 0).any(dim=1)
             self._believe(judged)
-            surest = judged.chances.max(dim=1).values.nan_to_num(0.0).clamp(max=1).to(self.draws)
+            surest = judged.chances.max(dim=1).values.clamp(max=1).to(self.draws)
             # What cannot be read would else take the places of doubtful samples.
             self.draws = torch.where(self.trusted, 1.0, surest**SURENESS) * readable
             self._even_out(embeddings, labels, readable)

@@ -23,9 +23,11 @@ from prism_dml.selection.open_set import of_a_class
 FOLDS = 5
 """Parts of a data set, each judged by the other four."""
 
-_RANKED = 20_000  # samples whose given class is ranked among all
+_RANKED = 20_000  # samples whose given class is ranked among all, at most,
+_FEWEST_RANKED = 30  # and at least
+_NOBODY = 1e-6  # trust in a sample's fellows that is none: rounding
 _HEAP = 5  # members of a class that would win elsewhere: it is by chance that none of fewer does
-_FIRST = 5_000  # samples that the first model is fitted to
+_FIRST = 5_000  # samples that the first model, and the odds of votes, are fitted to
 _ALIKE = 5e-3  # difference in the mean loss of a first model that says nothing
 _TOGETHER = 1 << 16  # samples whose neighbours are looked at together
 _NEAR = 1 / 8  # of the data: the neighbours whose agreement says how far a sample counts, at most,
@@ -151,7 +153,8 @@ def judged_in(embeddings: Tensor, labels: Tensor, agreement: Tensor, first: Tens
 def least_rate(whitened: Whitened, labels: Tensor, trust: Tensor) -> float:
     """Share of wrong labels that the ranks of the given classes show, less two standard errors; in [0, 1].
 
-    By the last fifth of the ranks: there, hard clean samples are few. 0 below six classes, whose ranks tell little.
+    By the last fifth of the ranks: there, hard clean samples are few. A sample without a trusted fellow has no rank. 0
+    below six classes, or 30 ranks, which tell little.
 
     Args:
         whitened: N samples, see `whiten`.
@@ -163,10 +166,13 @@ def least_rate(whitened: Whitened, labels: Tensor, trust: Tensor) -> float:
         return 0.0
     shown = []
     for part in torch.split(some(len(labels), _RANKED, labels.device), 512):
-        scores = balls.density(part)
+        scores, fellows = balls.density(part), balls.mass[labels[part]] - trust[part]
         own = scores.gather(1, labels[part, None]).squeeze(1)
-        shown.append(implausibility(scores, own, balls.mass > 0, torch.ones_like(own).bool(), cut=0.8))
+        shown.append(implausibility(scores, own, balls.mass > 0, fellows > _NOBODY, cut=0.8))
     share = torch.cat(shown).double()
+    share = share[share.isfinite()]
+    if len(share) < _FEWEST_RANKED:
+        return 0.0
     return float((share.mean() - 2 * share.std(correction=0) / len(share) ** 0.5).clamp(0, 1))
 
 

@@ -51,7 +51,10 @@ def side_by_side(levels: Tensor, widths: tuple[int, ...], beside: Tensor | None 
     # In float32 it may not converge where some numbers hang on others. The leading directions come last.
     _, directions = torch.linalg.eigh((drawn.T @ drawn).double())
     leading = directions[:, -count:].to(levels)
-    return torch.cat([normalize(rows(part) @ leading, dim=1) for part in parts])
+    compared = levels.new_empty(len(levels), count)
+    for part in parts:  # not joined in the end: all would be there twice
+        compared[part] = normalize(rows(part) @ leading, dim=1)
+    return compared
 
 
 def _moments(levels: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:

@@ -84,7 +84,7 @@ def _uniform(below: Tensor, upto: Tensor, weight: Tensor, size: Tensor) -> Tenso
     overlap = torch.minimum(upto[:, None], edges + 1 / _BINS) - torch.maximum(below[:, None], edges)
     inside = (overlap.clamp(min=0) / (upto - below)[:, None]).to(weight)  # (n, BINS) share of each rank
     density = weight @ inside / weight.sum() * _BINS
-    upper = density[_BINS // 2 :].mean() / 2
+    upper = (density[_BINS // 2 :].mean() / 2).clamp(max=1)  # rounding may lift it above
     share = 2 * (upper + _ERRORS * (upper * (1 - upper) / size).sqrt())
     if share >= 1:
         return torch.ones_like(weight)

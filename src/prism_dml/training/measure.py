@@ -36,6 +36,7 @@ def embed_all(
         ValueError: the network has vectors that are not finite.
     """
     training, count, done = network.training, len(images.table), 0
+    finite: Tensor | bool = True
     network.eval()
     embeddings = None
     for batch in images.evaluate(share=ranks.share):
@@ -44,6 +45,8 @@ def embed_all(
         if embeddings is None:
             embeddings = vectors.new_zeros(count, vectors.shape[1])  # (N, D)
         embeddings[batch.index] = vectors
+        # Not asked of all at once, which would take twice their memory.
+        finite = vectors.isfinite().all() & finite
         done += ranks.share.of * len(batch.index)
         if progress is not None:
             progress(min(done, count), count)
@@ -53,9 +56,10 @@ def embed_all(
         device = next(chain(network.parameters(), network.buffers())).device
         embeddings = torch.zeros(count, width, device=device)
     embeddings = ranks.total(embeddings)
-    if not embeddings.isfinite().all():
+    if ranks.largest(int(not finite)):
         raise ValueError(
-            "what the network makes of images is not finite: training has diverged; a lower lr may help"
+            "what the network makes of images is not finite: its weights are broken, or training has diverged, and a "
+            "lower lr may help"
         )
     return embeddings
 
