@@ -109,3 +109,4 @@ def test_fits_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "_memory_bytes", lambda: 2 * 100 * 3 * 32 * 32)
     assert fits_in_memory(table, 32)
     assert not fits_in_memory(table, 33)
+    assert not fits_in_memory(table, 32, copies=2)

@@ -21,9 +21,14 @@ def test_values_outside_their_range(name: str, value: float) -> None:
         TrainConfig(**{name: value})
 
 
-def test_a_batch_of_one() -> None:
-    with pytest.raises(ValueError, match="at least 2 images"):
-        TrainConfig(classes_per_batch=1, samples_per_class=1)
+def test_a_batch_of_one_class() -> None:
+    with pytest.raises(ValueError, match="classes_per_batch must be at least 2, not 1"):
+        TrainConfig(classes_per_batch=1, samples_per_class=8)
+
+
+def test_too_few_numbers_for_a_similarity() -> None:
+    with pytest.raises(ValueError, match='similarity "vmf" needs embedding_dim of at least 4, not 3'):
+        TrainConfig(method="prism-mcl", similarity="vmf", embedding_dim=3)
 
 
 def test_a_frozen_backbone_knows_something_and_sees_images_as_they_are() -> None:

@@ -298,7 +298,9 @@ def test_a_bad_step_is_left_out_as_if_it_had_not_been(
     assert all(value.isfinite().all() for value in model.values())
 
 
-@pytest.mark.parametrize(("method", "learns"), [("refract", True), ("prism-mcl", False)])
+@pytest.mark.parametrize(
+    ("method", "learns"), [("refract", True), ("prism-prototypes", True), ("prism-mcl", False)]
+)
 def test_a_batch_that_keeps_nothing(
     method, learns, table, settings, final_state, monkeypatch, tmp_path
 ) -> None:
@@ -588,6 +590,26 @@ def test_streamed_and_cached_runs_are_the_same_where_nothing_is_random(
     assert log_of(tmp_path / "memory") == log_of(tmp_path / "stream")
     samples = [pd.read_parquet(tmp_path / cache / "samples.parquet") for cache in ("memory", "stream")]
     pd.testing.assert_frame_equal(*samples)
+
+
+@pytest.mark.parametrize("method", ["prism-mcl", "knn-denoising", "refract"])
+@pytest.mark.parametrize("validation", [0.0, 0.2])
+def test_what_cannot_be_read_is_not_judged(method, validation, table, settings, tmp_path: Path) -> None:
+    """A stream still has it, and it looks like nothing: of a fixed number of suspects it would be one."""
+    images = [table.images.images.read(i) for i in range(len(table))]
+    images[3] = images[17] = b"no image"
+    broken = replace(table, images=BytesImages(images))
+    config = {"method": method, "validation": validation, "max_unreadable": 0.1, "noise_rate": "auto"}
+    result = train(broken, settings(**config, cache="stream"), tmp_path / "run")
+    judged = pd.read_parquet(tmp_path / "run" / "samples.parquet")
+    left = pd.read_parquet(tmp_path / "run" / "embeddings.parquet")
+    assert not {"3.png", "17.png"} & {*judged["path"], *left["path"]}
+    right = judged["label"] == judged["clean_label"]
+    assert result["judgement"]["purity"] == pytest.approx(right[judged["keep"]].mean())
+    if method == "refract":
+        scores = judged.set_index("path")["clean_probability"]
+        told = left[left["label_score"].notna()].set_index("path")["label_score"]
+        assert told.to_dict() == scores.to_dict()
 
 
 @pytest.mark.parametrize("reading", [{}, {"cache": "stream"}, {"cache": "stream", "workers": 2}])

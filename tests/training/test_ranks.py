@@ -243,3 +243,12 @@ def test_other_devices_than_were_launched(folder, settings, monkeypatch, tmp_pat
         monkeypatch.setenv(name, str(value))
     with pytest.raises(ValueError, match="3 processes were launched on this machine, but devices is 2"):
         train(folder, settings(devices=2), tmp_path / "run")
+
+
+def test_a_process_that_a_job_system_calls_one_of_one_starts_others(
+    folder, settings, monkeypatch, tmp_path
+) -> None:
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "localhost", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    train(folder, settings(devices=2, steps=2), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["devices"] == 2

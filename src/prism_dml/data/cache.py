@@ -70,9 +70,9 @@ def load_images(
     return torch.from_numpy(pixels[: len(readable)]), np.asarray(readable, dtype=np.int64)
 
 
-def fits_in_memory(table: ImageTable, size: int) -> bool:
-    """Whether a table's images, decoded to 3 x size x size, take at most half of the machine's memory."""
-    return len(table) * 3 * size * size <= MEMORY_SHARE * _memory_bytes()
+def fits_in_memory(table: ImageTable, size: int, copies: int = 1) -> bool:
+    """Whether a table's images, decoded to 3 x size x size, take at most half of the machine's memory, all copies."""
+    return copies * len(table) * 3 * size * size <= MEMORY_SHARE * _memory_bytes()
 
 
 class Unreadable:

@@ -217,6 +217,7 @@ def open_images(
     device: torch.device | str = "cpu",
     resize_size: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    copies: int = 1,
 ) -> ImageBatches:
     """Batches of a table's images, which are decoded once into memory or streamed from their source.
 
@@ -226,13 +227,12 @@ def open_images(
         augment: augmentation of training batches, mean and std of all.
         workers: processes that decode streamed images.
         max_unreadable: share in [0, 1] of unreadable images that is put up with.
-        cache: "memory", "stream", or "auto": memory up to 128 pixels if half of the machine's memory
-        suffices.
+        cache: "memory", "stream", or "auto": memory up to 128 pixels if half of the machine's memory suffices.
         device: where batches go.
-        resize_size: short side before the centre is cut out in evaluation, at least S; None: S. More than S
-        (256
-            for 224 pixels is usual) is only for streamed images.
+        resize_size: short side before the centre is cut out in evaluation, at least S; None: S. More than S (256 for
+            224 pixels is usual) is only for streamed images.
         progress: called with (images done, N) while images are decoded into memory.
+        copies: processes of this machine that each hold as much.
 
     Raises:
         ValueError: an empty table, a bad argument, or too many unreadable images.
@@ -243,7 +243,7 @@ def open_images(
     resize_size = size if resize_size is None else resize_size
     if cache == "auto":
         small = size <= LARGEST_CACHED and resize_size == size
-        cache = "memory" if small and fits_in_memory(table, size) else "stream"
+        cache = "memory" if small and fits_in_memory(table, size, copies) else "stream"
     if cache == "memory" and resize_size != size:
         raise ValueError(
             f"images in memory have resize_size {size}, their size; {resize_size} needs a stream"

@@ -16,6 +16,7 @@ class PrismPrototypes(PrismMCL):
     Source: SGPS (Yu et al., IEEE TIP 33, 2024), with neighbours in the memory in place of subgroups.
     """
 
+    learns_from_rejected = True
     name = "prism-prototypes"
     summary = "prism-mcl that also learns from rejected samples, by prototypes instead of their labels"
 

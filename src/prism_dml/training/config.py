@@ -44,7 +44,7 @@ class TrainConfig(MethodConfig):
         accelerator: cpu or cuda; auto: cuda where there is a GPU for it.
         devices: Number of devices of this machine, each with a process that embeds its share of every batch.
         precision: 32-true or bf16-mixed, which is 32-true on a CPU that is slow at it.
-        seed: Of every random choice.
+        seed: Of every random choice, but for class weights, which start alike for all seeds.
     """
 
     backbone: str = "small"
@@ -96,8 +96,10 @@ class TrainConfig(MethodConfig):
                 raise ValueError(f"{name} must be in [0, 1), not {getattr(self, name)}")
         if self.seed >= 2**63:
             raise ValueError(f"seed must be below 2^63, not {self.seed}")
-        if self.classes_per_batch * self.samples_per_class < 2:
-            raise ValueError("a batch must have at least 2 images")
+        if self.classes_per_batch < 2:
+            raise ValueError(f"classes_per_batch must be at least 2, not {self.classes_per_batch}")
+        if self.similarity == "vmf" and self.embedding_dim < 4:
+            raise ValueError(f'similarity "vmf" needs embedding_dim of at least 4, not {self.embedding_dim}')
         if self.freeze_backbone:
             if not self.pretrained and self.weights is None:
                 raise ValueError(

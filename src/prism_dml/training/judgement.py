@@ -19,21 +19,30 @@ def judge_samples(method: Method, seen: Tensor, table: ImageTable) -> tuple[pd.D
 
     Args:
         method: a method that selects, trained.
-        seen: (N, D) or more, of the whole training set.
+        seen: (N, D) or more, of the whole training set; zeros for an image that could not be read.
         table: the N samples.
 
     Returns:
-        One row a sample, in order: path, label, clean_label (where known), clean_probability in [0, 1], margin,
-        keep, suggested_label, and suggested_probability, if the method's probabilities are calibrated; and the
-        estimated share of wrong labels.
+        One row a sample that could be read, in order, under its number: path, label, clean_label (where known),
+        clean_probability in [0, 1], margin, keep, suggested_label, and suggested_probability, if the method's
+        probabilities are calibrated; and the estimated share of wrong labels.
     """
-    labels = torch.from_numpy(table.labels).to(seen.device)
-    selection, rate = method.judge(seen, labels, torch.arange(len(labels), device=labels.device))
+    # What could not be read looks like nothing, so it would take the places of suspects where their number is fixed.
+    readable = (seen != 0).any(dim=1)
+    index = readable.nonzero().squeeze(1)
+    seen, rows = (
+        (seen, index.cpu().numpy()) if len(index) == len(seen) else (seen[index], index.cpu().numpy())
+    )
+    labels = torch.from_numpy(table.labels[rows]).to(seen.device)
+    selection, rate = method.judge(seen, labels, index)
     classes = pd.Series(table.classes)
-    frame = pd.DataFrame({"path": table.paths, "label": classes[table.labels].to_numpy()})
+    frame = pd.DataFrame(
+        {"path": [table.paths[i] for i in rows], "label": classes[table.labels[rows]].to_numpy()}
+    )
+    frame.index = pd.Index(rows)
     if table.clean_labels is not None:
         # A true class that was set aside for validation, or is in no class, has no name here.
-        frame["clean_label"] = classes.reindex(table.clean_labels).to_numpy()
+        frame["clean_label"] = classes.reindex(table.clean_labels[rows]).to_numpy()
     frame["clean_probability"] = selection.clean_probability.cpu().numpy()
     frame["margin"] = selection.margin.cpu().numpy()
     frame["keep"] = selection.keep.cpu().numpy()
@@ -44,15 +53,16 @@ def judge_samples(method: Method, seen: Tensor, table: ImageTable) -> tuple[pd.D
 
 
 def rate_judgement(judged: pd.DataFrame, clean: NDArray[np.bool_]) -> dict[str, float | None]:
-    """How right a judgement on N samples is: purity of what is kept, recall of the right labels, AUROC; each in [0, 1].
+    """How right a judgement is: purity of what is kept, recall of the right labels, AUROC; each in [0, 1].
 
     Args:
         judged: see `judge_samples`.
-        clean: (N,) whether each label is right.
+        clean: (N,) whether each label is right, of all samples.
 
     Returns:
         The three by name; None where there is nothing to measure.
     """
+    clean = clean[judged.index]
     keep, both = judged["keep"].to_numpy(), clean.any() and not clean.all()
     return {
         "purity": float(clean[keep].mean()) if keep.any() else None,

@@ -104,7 +104,9 @@ def train(
     )
     with RunProgress("decoding", len(table), shown=ranks.first) as show:
         clean_only = method_class.clean_only
-        sources = open_sources(table, config, embedder.transform, clean_only, fabric.device, show.reach)
+        sources = open_sources(
+            table, config, embedder.transform, clean_only, fabric.device, show.reach, ranks.here
+        )
     if config.freeze_backbone:
         with RunProgress("embedding", len(table), shown=ranks.first) as show, fabric.autocast():
             backbone = embedder.to(fabric.device).freeze().backbone

@@ -40,10 +40,11 @@ class Ranks:
 
     Args:
         share: the part of each batch that is embedded here.
+        here: how many of them are on this machine.
     """
 
-    def __init__(self, share: Share) -> None:
-        self.share = share
+    def __init__(self, share: Share, here: int = 1) -> None:
+        self.share, self.here = share, here
         self._sizes: list[int] = []  # samples in each process's share of the batch
         self._gathering = False
 
@@ -201,8 +202,12 @@ def _gather(tensor: Tensor) -> Tensor:
 
 
 def is_launched() -> bool:
-    """Whether torchrun, or our own launcher, has started this process as one of several."""
-    return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    """Whether torchrun, or our own launcher, has started this process as one of several.
+
+    Job systems set the same names for a process that is alone: it may start others.
+    """
+    named = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    return named and os.environ["WORLD_SIZE"] != "1"
 
 
 def is_first() -> bool:
@@ -244,7 +249,7 @@ def join(config: TrainConfig) -> tuple[Fabric, Ranks]:
     Raises:
         ValueError: the machine has not so many devices, or another number of processes was launched.
     """
-    if not is_launched() or os.environ["WORLD_SIZE"] == "1":
+    if not is_launched():
         kind = kind_of_device(config)
         return Fabric(accelerator=kind, devices=1, precision=_precision(kind, config)), ALONE
     here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
@@ -259,7 +264,7 @@ def join(config: TrainConfig) -> tuple[Fabric, Ranks]:
         atexit.register(leave)  # not before: another run may follow in these processes
     devices = [number] if kind == "cuda" else 1
     fabric = Fabric(accelerator=kind, devices=devices, precision=_precision(kind, config))
-    return fabric, Ranks(Share(dist.get_rank(), dist.get_world_size()))
+    return fabric, Ranks(Share(dist.get_rank(), dist.get_world_size()), here)
 
 
 def _precision(kind: str, config: TrainConfig) -> Precision:

@@ -84,7 +84,7 @@ def _hand_over(out: Path, sources: Sources, embeddings: Tensor, judged: pd.DataF
         out: folder of the run.
         sources: its images.
         embeddings: (N, D) of the training images by the last network.
-        judged: N rows of `judge_samples`.
+        judged: see `judge_samples`.
         ranks: processes that share the work.
     """
     seen = [(sources.train, embeddings)]
@@ -101,7 +101,8 @@ def _hand_over(out: Path, sources: Sources, embeddings: Tensor, judged: pd.DataF
         embedded = Embedded(vectors.cpu()[readable], images.table.select(readable.numpy()))
         scores = None
         if images is sources.train and "suggested_probability" in judged:
-            scores = judged.loc[readable.numpy(), list(_HANDED_OVER)].rename(columns=_HANDED_OVER)
+            there = readable.nonzero().squeeze(1).numpy()
+            scores = judged.loc[there, list(_HANDED_OVER)].rename(columns=_HANDED_OVER)
         rows.append(embedding_rows(embedded, scores))
     with replacing(out / EMBEDDINGS) as temporary:
         pq.write_table(pa.concat_tables(rows, promote_options="default"), temporary)

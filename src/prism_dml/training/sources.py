@@ -119,6 +119,7 @@ def open_sources(
     clean_only: bool,
     device: object,
     progress: Callable[[int, int], None] | None = None,
+    copies: int = 1,
 ) -> Sources:
     """Split a training table and open its images.
 
@@ -131,6 +132,7 @@ def open_sources(
         clean_only: learn from the truly clean samples only (the oracle).
         device: where batches go.
         progress: called with (images done, N) while training images are decoded.
+        copies: processes of this machine that do the same.
 
     Raises:
         ValueError: fewer than two classes, too many unreadable images, or unknown truth where it is needed.
@@ -159,6 +161,7 @@ def open_sources(
             device=str(device),
             resize_size=look.resize_size,
             progress=show,
+            copies=copies,
         )
 
     learned = opened(train, progress)
