@@ -256,6 +256,29 @@ def test_two_names_for_one_thing():
     assert issues.is_label_issue[wrong].mean() > 0.9
 
 
+def test_the_same_images_under_two_names_of_one_thing_keep_them():
+    embeddings, truth = clusters(spread=0.2)
+    rng = np.random.default_rng(2)
+    labels = np.where((truth == 3) & (rng.random(len(truth)) < 0.5), 20, truth)
+    again = np.flatnonzero(truth == 3)[:10]
+    others = np.where(labels[again] == 3, 20, 3)
+    issues = find_label_issues(
+        np.concatenate([embeddings, embeddings[again]]), np.concatenate([labels, others])
+    )
+    assert issues.attrs["ambiguous_classes"] == [(3, 20)]
+    assert not (issues.issue == "conflicting duplicate").any()
+
+
+def test_of_two_labels_that_are_as_likely_neither_takes_the_place_of_the_other():
+    embeddings, truth = clusters(classes=2, spread=0.3)
+    middle = unit((embeddings[truth == 0].mean(axis=0) + embeddings[truth == 1].mean(axis=0))[None])[0]
+    issues = find_label_issues(
+        np.concatenate([embeddings, [middle, middle]]), np.concatenate([truth, [0, 1]])
+    )
+    swapped = issues.suggested_label[-2:].tolist() == [1, 0]
+    assert not swapped
+
+
 def test_unknown_samples_have_no_issue():
     embeddings, truth = clusters(classes=6)
     labels, _ = mislabel(truth, 0.6)
@@ -316,6 +339,13 @@ def test_suggestions_as_text_of_labels_that_are_numbers(half_wrong):
     assert issues.suggested_score[doubted] == pytest.approx(0.9)
     rest = np.arange(len(labels)) != doubted
     pd.testing.assert_frame_equal(issues[rest], before[rest])
+
+
+def test_scores_where_a_number_and_its_text_are_two_labels():
+    embeddings, truth = clusters(classes=3)
+    labels = np.array([1, "1", "b"], dtype=object)[truth]
+    before = find_label_issues(embeddings, labels)
+    assert find_label_issues(embeddings, labels, before[list(SCORES)]).label_score.equals(before.label_score)
 
 
 def test_a_suggestion_of_no_class_here_is_not_taken(half_wrong):

@@ -87,6 +87,22 @@ def test_cards_render(review):
     assert review.problems() == []
 
 
+def test_keys_that_are_held_down_and_keys_of_a_writing_system(review):
+    held = {"key": "d", "windowsVirtualKeyCode": ord("D"), "text": "d"}
+    review.call("Input.dispatchKeyEvent", type="keyDown", **held)
+    for _ in range(4):
+        review.call("Input.dispatchKeyEvent", type="keyDown", autoRepeat=True, **held)
+    review.call("Input.dispatchKeyEvent", type="keyUp", key="d")
+    assert row(review) == 1, "one is dropped"
+    review.press("l")
+    review.type("do")
+    enter = "new KeyboardEvent('keydown', { key: 'Enter', bubbles: true, isComposing: true })"
+    review.run(f"document.getElementById('chooser-text').dispatchEvent({enter})")
+    assert review.run("document.getElementById('chooser').open"), "it ends a word, not the choice"
+    review.press("Enter")
+    assert exported(review)[0] == {0: ("drop", None), 1: ("relabel", "dog")}
+
+
 def test_every_key(review):
     assert row(review) == 0
     review.press("a")

@@ -110,3 +110,15 @@ def test_input_is_never_overwritten(prism, image_folder, tmp_path):
     status, _, error = prism("apply", data, tmp_path / "c.json", "--out", data)
     assert (status, data.read_bytes()) == (2, before)
     assert "never overwritten" in error
+
+
+def test_the_same_command_again_replaces_what_it_wrote(prism, image_folder, tmp_path):
+    """Also where the list goes by the name that the clean samples of a list without a header would have."""
+    prism("corrupt", image_folder, "--kind", "pair", "--rate", 0, "--out", tmp_path / "photos.csv")
+    table = read_table(tmp_path / "photos.csv")
+    write_corrections(Corrections(table_fingerprint(table), []), tmp_path / "c.json")
+    for _ in range(2):
+        status, _, error = prism(
+            "apply", tmp_path / "photos.csv", tmp_path / "c.json", "--out", tmp_path / "photos_cleaned.csv"
+        )
+        assert status == 0, error

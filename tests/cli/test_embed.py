@@ -1,5 +1,6 @@
 import json
 import resource
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -149,3 +150,31 @@ def test_the_data_are_never_written_over_nor_added_to(prism, run_folder, image_f
         assert status == 2
         assert f"{name}: it would become a part of the input" in error
     assert [(file.name, file.read_bytes()) for file in shards.iterdir()] == [("a.parquet", before)]
+
+
+def test_nothing_is_written_where_it_would_become_a_class(
+    prism, run_folder, image_folder, tmp_path, monkeypatch
+):
+    before = read_table(image_folder)
+    monkeypatch.chdir(image_folder)
+    for command in (
+        ("audit", run_folder, image_folder, "--out", image_folder / "audit"),
+        ("embed", run_folder, image_folder, "--out", image_folder / "train" / "parts"),
+        ("embed", run_folder, image_folder, "--out", image_folder / "a" / "b.npz"),
+        ("index", run_folder, image_folder, "--out", "idx"),
+        ("train", "."),
+    ):
+        status, _, error = prism(*command)
+        assert status == 2 and error.count("\n") == 1, error
+        assert "its folder would become a class of the input" in error
+    assert sorted(file.name for file in image_folder.iterdir()) == ["test", "train"]
+    hidden = image_folder / ".prism" / "audit"
+    assert prism("audit", run_folder, image_folder, "--out", hidden)[0] == 0, "nobody reads what is hidden"
+    assert read_table(image_folder).paths == before.paths
+    shutil.rmtree(image_folder / ".prism")
+
+
+def test_an_audit_goes_to_a_folder(prism, run_folder, image_folder, tmp_path):
+    (tmp_path / "audit").write_text("mine")
+    status, _, error = prism("audit", run_folder, image_folder, "--out", tmp_path / "audit")
+    assert (status, error) == (2, f"prism: error: --out must be a folder: {tmp_path / 'audit'}\n")

@@ -54,6 +54,12 @@ def test_nothing_decided_changes_nothing():
     assert (result.relabelled, result.kept, result.dropped, result.new_classes) == (0, 0, 0, [])
 
 
+def test_true_classes_that_no_label_names_stay_known():
+    data = table(labels="aabb", clean=["a", "c", "b", "b"])
+    after = apply_corrections(data, decided(data)).table
+    assert [after.classes[k] for k in after.clean_labels] == ["a", "c", "b", "b"]
+
+
 def test_file_round_trip(tmp_path):
     data = table()
     made = decided(data, (0, "relabel", "😀 <b>"), (1, "keep", "b"), (2, "drop", None))
@@ -181,9 +187,10 @@ GOOD = {"index": 0, "path": "p", "given_label": "a", "action": "relabel", "label
         ({"corrections": [3]}, "correction 0 is not an object"),
         (
             {"corrections": [GOOD, {**GOOD, "index": "1"}]},
-            "correction 1: index must be a whole number, not '1'",
+            "correction 1: index must be a whole number below 2.63, not '1'",
         ),
         ({"corrections": [{**GOOD, "index": True}]}, "index must be a whole number"),
+        ({"corrections": [{**GOOD, "index": 10**20}]}, "index must be a whole number below 2"),
         ({"corrections": [{**GOOD, "path": None}]}, "path must be text"),
         (
             {"corrections": [{**GOOD, "action": "burn"}]},

@@ -277,6 +277,20 @@ def test_cleaned_list_of_other_images_is_no_companion(tmp_path: Path) -> None:
     assert clean_names(read_table(tmp_path / "CARS_test.csv")) is None
 
 
+def test_links_that_lead_back_are_not_followed(tmp_path: Path) -> None:
+    for name in ("a/deep", "b"):
+        (tmp_path / "x" / name).mkdir(parents=True)
+        write(tmp_path / "x" / name / "1.png", "")
+    (tmp_path / "x" / "a" / "deep" / "up").symlink_to(tmp_path / "x" / "a")
+    (tmp_path / "x" / "b" / "all").symlink_to(tmp_path / "x")
+    (tmp_path / "x" / "b" / "other").symlink_to(tmp_path / "x" / "a")
+    assert read_table(tmp_path / "x").paths == [
+        "a/deep/1.png",
+        "b/1.png",
+        "b/other/deep/1.png",
+    ]
+
+
 # Parquet
 
 
@@ -331,6 +345,10 @@ def test_parquet_class_names_of_the_hub(tmp_path: Path) -> None:
     assert names(read_table(tmp_path / "x.parquet")) == ["ape", "zebra", "ape"]
     unlabelled = rows.set_column(1, "label", pa.array([1, -1, 1]))
     pq.write_table(unlabelled, tmp_path / "x.parquet")
+    assert "row 1: no label" in error_of(tmp_path / "x.parquet")
+    features["label"]["names"][0] = "Nan"  # no list could hold it
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(rows.replace_schema_metadata(metadata), tmp_path / "x.parquet")
     assert "row 1: no label" in error_of(tmp_path / "x.parquet")
 
 

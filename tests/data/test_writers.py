@@ -136,6 +136,16 @@ def test_the_truth_of_a_list_is_not_overwritten(tmp_path: Path) -> None:
         write_table(read_table(source), tmp_path / "a_cleaned.csv", source)
 
 
+def test_names_that_no_list_can_hold(tmp_path: Path) -> None:
+    (tmp_path / "in" / "a\rb").mkdir(parents=True)
+    (tmp_path / "in" / "a\rb" / "1.png").write_bytes(b"one")
+    table = read_table(tmp_path / "in")
+    with pytest.raises(ValueError, match=r"no list can hold the name .*; the output must be .parquet"):
+        write_table(table, tmp_path / "out.csv")
+    write_table(table, tmp_path / "out.parquet")
+    assert read_table(tmp_path / "out.parquet").classes == table.classes == ["a\rb"]
+
+
 def test_failure_leaves_the_old_file_and_no_scraps(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out" / "x.parquet"
     table = read_table(folder)

@@ -13,6 +13,7 @@ from prism_dml.retrieval import (
     nearest_neighbours,
     save_index,
 )
+from prism_dml.retrieval import index as index_module
 
 
 def vectors(count=400, dim=16, seed=0):
@@ -159,3 +160,30 @@ def test_damaged_index_is_one_clear_line(tmp_path, damage, message):
     with pytest.raises(ValueError, match=message) as refusal:
         load_index(tmp_path)
     assert "\n" not in str(refusal.value)
+
+
+def test_where_many_are_the_same_every_other_is_found_too(monkeypatch, caplog):
+    """Their links to each other leave none to the rest."""
+    monkeypatch.setattr(index_module, "FLAT_UP_TO", 1000)
+    rows = np.random.default_rng(0).normal(size=(3000, 32)).astype("f")
+    rows[::6] = rows[0]
+    found = build_index(rows)
+    assert found.kind == "flat"
+    own = np.setdiff1d(np.arange(3000), np.arange(0, 3000, 6))
+    assert (found.search(rows[own], 1)[1][:, 0] == own).all()
+    rows[6 * 64 :: 6] += np.random.default_rng(1).normal(size=rows[6 * 64 :: 6].shape)
+    assert build_index(rows).kind == "hnsw", "64 are as many as there may be"
+    assert not caplog.text
+    rows[6 * 64] = rows[0]
+    assert build_index(rows, "hnsw").kind == "hnsw"
+    assert "65 embeddings are the same: hnsw may not find others; flat does" in caplog.text
+
+
+def test_other_files_beside_an_index_stay(tmp_path):
+    for name in ("rows-of-shelves.parquet", "index-of-books.faiss"):
+        (tmp_path / name).write_text("mine")
+    rows = pd.DataFrame({"path": range(400)})
+    for seed in (0, 1):
+        save_index(build_index(vectors(seed=seed)), rows, tmp_path, {})
+    assert len(list(tmp_path.iterdir())) == 5
+    assert (tmp_path / "rows-of-shelves.parquet").read_text() == "mine"

@@ -110,9 +110,11 @@ def find_label_issues(
 def _numbers(suggested: pd.Series, names: NDArray[Any]) -> NDArray[np.intp]:
     """(N,) which of the labels each is, or is the text of; -1: none."""
     place: NDArray[np.intp] = pd.Index(names).get_indexer(suggested)
-    texts = pd.Index([str(name) for name in names]).get_indexer(suggested.astype(object).map(str))
-    place[place < 0] = texts[place < 0]
-    return place
+    texts: dict[str, int] = {}
+    for number, name in enumerate(names):
+        texts.setdefault(str(name), number)  # 1 and "1" may both be labels
+    by_text = suggested.astype(object).map(lambda label: texts.get(str(label), -1)).to_numpy(np.intp)
+    return np.where(place < 0, by_text, place)
 
 
 def _check(scores: pd.DataFrame, count: int) -> None:

@@ -60,7 +60,7 @@ def settle(judgement: LabelJudgement, labels: Tensor, similarities: Tensor, neig
     # Of two twins' labels at most one is right.
     rival, twin = best_rival(score, neighbours, conflicts)
     shared = score / (score + rival).clamp(min=1e-12)
-    beaten = doubled & (suggested == labels) & (shared <= 0.5)
+    beaten = doubled & (suggested == labels) & (shared < 0.5)  # of equals neither is
     score = torch.where(doubled, torch.minimum(score, shared), score)
     suggested = torch.where(beaten, labels[twin], suggested)
     believed = torch.where(beaten, torch.minimum(rival, 1 - shared), believed)
@@ -77,7 +77,7 @@ def settle(judgement: LabelJudgement, labels: Tensor, similarities: Tensor, neig
     kind = torch.where(suspicious, _WRONG, 0)
     kind[mixed] = _AMBIGUOUS
     kind[suspicious & (judgement.candidates.affinity < FAR)] = _OUTLIER
-    kind[suspicious & doubled] = _DUPLICATE
+    kind[suspicious & doubled & ~mixed] = _DUPLICATE  # under two names of one thing both are right
     kind[stray] = _OUTLIER
     return Verdict(suspicious, score, suggested, believed, kind, pairs)
 

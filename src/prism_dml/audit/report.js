@@ -393,7 +393,7 @@ byId("chooser-text").addEventListener("keydown", (event) => {
   if (step) {
     chosen = clamp(chosen + step, 0, matches.length - 1);
     markChosen();
-  } else if (event.key === "Enter") take(chosen);
+  } else if (event.key === "Enter" && !event.isComposing) take(chosen);
   else return;
   event.preventDefault();
 });
@@ -409,6 +409,7 @@ const KEYS = {
 document.addEventListener("keydown", (event) => {
   if (document.querySelector("dialog[open]") || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
   const key = event.key.toLowerCase();
+  if (event.repeat && !key.startsWith("arrow")) return; // a key that is held down decides once
   if ((event.ctrlKey || event.metaKey) && key === "z" && !byId("review").hidden) undo();
   else if (event.ctrlKey || event.metaKey || event.altKey) return;
   else if (key === "?") byId("help").showModal();

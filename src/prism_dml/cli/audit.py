@@ -55,6 +55,8 @@ def audit(
     """
     if suspects < 1:
         raise ValueError(f"--suspects must be at least 1, not {suspects}")
+    if out.is_file():
+        raise ValueError(f"--out must be a folder: {out}")
     from prism_dml.audit import (
         find_label_issues,
         make_audit,

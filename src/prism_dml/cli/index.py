@@ -48,19 +48,26 @@ def index(
     import pandas as pd
 
     from prism_dml.cli.embed import embed_table, refuse_other_files
-    from prism_dml.data import holds_parts, place, read_embeddings, read_table
+    from prism_dml.data import holds_parts, place, read_embeddings, read_table, refuse_input
     from prism_dml.data.parts import read_job
     from prism_dml.models import load, model_checksum
     from prism_dml.retrieval import build_index, holds_index, save_index
 
     refuse_other_files(out, holds_index, "an index")
+    if data is not None:
+        refuse_input(out / "index.json", place(data))
     about: dict[str, str] = {}
     vectors: Any
     if run_or_embeddings.suffix.lower() in (".npz", ".parquet") or holds_parts(run_or_embeddings):
         if split is not None:
             raise ValueError("--split needs a model: embeddings name no splits")
         found = read_embeddings(run_or_embeddings)
-        vectors, paths, labels, unreadable = found.vectors, found.paths, np.array(found.labels), 0
+        vectors, paths, labels, unreadable = (
+            found.vectors,
+            found.paths,
+            np.array(found.labels, dtype=object),
+            0,
+        )
         if holds_parts(run_or_embeddings):
             about["model"] = read_job(run_or_embeddings).model
     elif data is None:
@@ -70,7 +77,7 @@ def index(
         about["model"] = model_checksum(model)
         embedded = embed_table(model, table, batch_size, workers, max_unreadable, device)
         vectors, paths = embedded.vectors, list(embedded.table.paths)
-        labels = np.array(embedded.table.classes)[embedded.table.labels]
+        labels = np.array(embedded.table.classes, dtype=object)[embedded.table.labels]
         unreadable = len(table) - len(paths)
     built = build_index(vectors, kind)
     if data is not None:

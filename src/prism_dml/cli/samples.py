@@ -81,7 +81,7 @@ def of_run(run: Path, data: str, split: str | None, embedding: dict[str, Any]) -
     order = index.argsort()
     index, table = index[order], whole.select(index[order])
     scores = None if known.scores is None else known.scores.set_axis(known.index).reindex(index)
-    labels = np.array(table.classes)[table.labels]
+    labels = np.array(table.classes, dtype=object)[table.labels]
     rows = torch.cat(vectors)[torch.from_numpy(order)]
     return Samples(rows, labels, table.paths, index, table_fingerprint(whole), table, scores)
 
@@ -93,7 +93,7 @@ def of_embeddings(file: Path, data: str | None, split: str | None) -> Samples:
         ValueError: the file or the data cannot be read, or they do not belong together.
     """
     found = read_embeddings(file)
-    labels = np.array(found.labels)
+    labels = np.array(found.labels, dtype=object)  # as fixed-width text each would be as long as the longest
     if data is None:
         if split is not None:
             raise ValueError("--split needs DATA: a file of embeddings names no splits")
@@ -140,8 +140,8 @@ def _handed_over(run: Path, whole: ImageTable) -> _Known:
         place = place[~place.index.duplicated(keep=False)].reindex(found.paths, fill_value=-1)
     index = place.to_numpy()
     # Images for validation may have gone, or have other labels.
-    names = np.array(whole.classes)[whole.labels[index]]
-    stays = (index >= 0) & (names == np.array(found.labels))
+    names = np.array(whole.classes, dtype=object)[whole.labels[index]]
+    stays = (index >= 0) & (names == np.array(found.labels, dtype=object))
     scores = None if found.scores is None else found.scores[stays]
     return _Known(index[stays], found.vectors[stays], scores)
 

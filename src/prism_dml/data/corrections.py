@@ -141,7 +141,7 @@ def apply_corrections(table: ImageTable, corrections: Corrections) -> Corrected:
         raise ValueError("every sample of the data would be dropped")
     changed = [item for item in corrections.items if item.label is not None]
     relabelled = sum(item.label != item.given_label for item in changed)
-    left = _rename(table, names).select(stays).compact()
+    left = _rename(table, names).select(stays)
     return Corrected(
         left,
         relabelled,
@@ -230,8 +230,8 @@ def _parse(source: Path, number: int, item: Any) -> Correction:
         raise ValueError(f"{place} is not an object")
     index, label = item.get("index"), item.get("label")
     action: Any = item.get("action")
-    if not isinstance(index, int) or isinstance(index, bool):
-        raise ValueError(f"{place}: index must be a whole number, not {index!r}")
+    if not isinstance(index, int) or isinstance(index, bool) or abs(index) >= 2**63:
+        raise ValueError(f"{place}: index must be a whole number below 2^63, not {index!r}")
     for name in ("path", "given_label"):
         if not isinstance(item.get(name), str):
             raise ValueError(f"{place}: {name} must be text, not {item.get(name)!r}")

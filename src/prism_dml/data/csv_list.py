@@ -61,12 +61,16 @@ def read_csv(file: Path | RemoteFile) -> ImageTable:
         ValueError: not such a list, no rows, missing columns or values, with the line.
     """
     text = _read_text(file)
-    header = text.lstrip("\n").partition("\n")[0]
-    for delimiter in "\t;,":
-        names = _column_names(header, delimiter)
-        if not COLUMNS.isdisjoint(names):
-            return _from_rows(_parse_rows(file, text, names, delimiter))
+    names, delimiter = _header(text)
+    if names:
+        return _from_rows(_parse_rows(file, text, names, delimiter))
     return _from_pairs(_parse_pairs(file, text))
+
+
+def truth_list(file: Path) -> Path | None:
+    """The list that `read_csv` of another takes the truth from: its companion, if it has no header."""
+    companion = companion_list(file)
+    return None if companion is None or _header(_read_text(file))[0] else companion
 
 
 def companion_list(file: Path) -> Path | None:
@@ -85,6 +89,16 @@ def companion_list(file: Path) -> Path | None:
     ]
     files = [file.with_name(name + file.suffix) for name in names if name != stem and "cleaned" not in stem]
     return next((candidate for candidate in files if candidate.is_file()), None)
+
+
+def _header(text: str) -> tuple[list[str], str]:
+    """The columns' names in the first line, and what is between them; no names: it is no header."""
+    first = text.lstrip("\n").partition("\n")[0]
+    for delimiter in "\t;,":
+        names = _column_names(first, delimiter)
+        if not COLUMNS.isdisjoint(names):
+            return names, delimiter
+    return [], ""
 
 
 def _column_names(header: str, delimiter: str) -> list[str]:

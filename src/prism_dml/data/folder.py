@@ -112,8 +112,17 @@ def images_below(folder: Path) -> Iterator[Path]:
 
 def _files_below(folder: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        folders[:] = sorted(
+            name for name in folders if not _is_hidden(name) and not _leads_back(Path(parent, name))
+        )
         yield from (Path(parent, name) for name in sorted(files) if not _is_hidden(name))
+
+
+def _leads_back(path: Path) -> bool:
+    """Whether a path is a link to a folder that it lies in, and so would never end."""
+    if not path.is_symlink():
+        return False
+    return os.path.realpath(path) in {os.path.realpath(above) for above in path.absolute().parents}
 
 
 def _images_in(folder: Path) -> list[Path]:

@@ -202,7 +202,9 @@ def _class_names(column: pa.ChunkedArray, names: list[str] | None, are_classes: 
     values = joined.dictionary.to_pylist()
     if names is not None:
         found = [
-            names[label].strip() if label is not None and 0 <= label < len(names) else None
+            names[label].strip()
+            if label is not None and 0 <= label < len(names) and not is_missing(names[label])
+            else None
             for label in values
         ]
     else:

@@ -49,6 +49,11 @@ def read_table(path: str | Path, split: str | None = None) -> ImageTable:
     return table if split is None else table.select(table.members(split)).compact()
 
 
+def has_class_folders(path: Path) -> bool:
+    """Whether a path is read as a folder of class folders, so that another folder in it becomes one."""
+    return path.is_dir() and not any(known(path) for known, _ in PUBLISHED) and not parquet_shards(path)
+
+
 def _read(path: Path) -> ImageTable:
     if path.is_dir():
         for recognises, read in PUBLISHED:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prism_dml.data.csv_list import companion_list
+from prism_dml.data.csv_list import truth_list
+from prism_dml.data.readers import has_class_folders
 from prism_dml.data.remote import RemoteFile, place
 from prism_dml.data.row_groups import ParquetImages
 from prism_dml.data.table import ImageSource, ImageTable, SelectedImages, image_file
@@ -59,6 +60,9 @@ def write_table(
 
 def _write_csv(table: ImageTable, target: Path) -> None:
     columns: Columns = {"path": _relative_paths(table, target), **_label_columns(table)}
+    torn = next((v for values in columns.values() for v in values if isinstance(v, str) and "\r" in v), None)
+    if torn is not None:  # reading text takes it for the end of a line, within quotes, too
+        raise ValueError(f"{target}: no list can hold the name {torn!r}; the output must be .parquet")
     with _written_whole(target) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         rows = csv.writer(stream, lineterminator="\n")
         rows.writerow(columns)
@@ -124,7 +128,7 @@ def _read(table: ImageTable, i: int) -> bytes:
 
 
 def refuse_input(target: Path, source: Path | RemoteFile | None, table: ImageTable | None = None) -> None:
-    """ValueError if writing to `target` would overwrite the input, or add to it.
+    """ValueError if writing to `target` would overwrite the input, or add a shard or a class to it.
 
     Args:
         target: the file to write.
@@ -133,7 +137,11 @@ def refuse_input(target: Path, source: Path | RemoteFile | None, table: ImageTab
     """
     inputs = [] if table is None else _parquet_files(table.images)
     if isinstance(source, Path):
-        inputs += [source, companion_list(source)] if source.is_file() else []
+        inputs += [source, truth_list(source)] if source.is_file() else []
+        if target.suffix.lower() != ".csv" and _becomes_class(target, source):
+            raise ValueError(
+                f"{target}: its folder would become a class of the input {source}; write it elsewhere"
+            )
         if target.suffix.lower() == ".parquet" and _becomes_part(target, source):
             raise ValueError(f"{target}: it would become a part of the input {source}; write it elsewhere")
     if target.exists() and any(
@@ -155,6 +163,14 @@ def _becomes_part(target: Path, source: Path) -> bool:
     if source.is_dir():
         return folder in (source.resolve(), source.resolve() / "data")
     return not source.exists() and folder == source.parent.resolve() and fnmatch(target.name, source.name)
+
+
+def _becomes_class(target: Path, source: Path) -> bool:
+    """Whether the input is a folder of class folders, and the target lies in a folder within it that is not hidden."""
+    folder, root = target.resolve().parent, source.resolve()
+    if root not in folder.parents or any(name.startswith(".") for name in folder.relative_to(root).parts):
+        return False
+    return has_class_folders(source)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import hashlib
 import io
 import itertools
 import json
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from torch import Tensor
 from prism_dml.files import replacing
 from prism_dml.retrieval.neighbours import unit_rows
 
+logger = logging.getLogger("prism_dml")
+
 IndexKind = Literal["flat", "hnsw", "ivf-pq"]
 
 FLAT_UP_TO = 50_000
@@ -28,6 +31,8 @@ HNSW_UP_TO = 2_000_000
 """Up to which "auto" is HNSW: nearly exact, all embeddings in memory; above it IVF-PQ, about 64 bytes each."""
 HNSW_LINKS = 32
 """Neighbours that each embedding is linked to."""
+MOST_COPIES = 2 * HNSW_LINKS
+"""Embeddings that may be the same in an HNSW index: so many links one has."""
 HNSW_BREADTH = 128
 """Candidates looked at, in building and in searching."""
 PQ_BITS = 8
@@ -40,6 +45,7 @@ PQ_FEWEST_PIECES = 32
 """A longer embedding that cannot be cut into at least so many equal pieces gets zeros at its end, to be cut."""
 IVF_SEARCHED = 1 / 16
 """Share of the lists that a search looks into, at least 8."""
+_HASHED = 16_384  # rows at a time
 _FORMAT = "prism-dml index"
 _VERSION = 1
 _CARD = "index.json"
@@ -103,7 +109,8 @@ def build_index(
 
     Args:
         embeddings: (N, D), N >= 1, brought to unit length.
-        kind: "auto": see `choose_kind`.
+        kind: "auto": see `choose_kind`; flat in place of HNSW where too many are the same, whose links to each other
+            leave none to the rest.
 
     Raises:
         ValueError: no embeddings, values that are not finite, an unknown kind, or too few for IVF-PQ.
@@ -115,6 +122,11 @@ def build_index(
     if count == 0 or dim == 0:
         raise ValueError("there are no embeddings to index")
     chosen = choose_kind(count) if kind == "auto" else kind
+    if chosen == "hnsw" and (copies := _most_copies(rows)) > MOST_COPIES:
+        if kind == "auto":
+            chosen = "flat"
+        else:
+            logger.warning("%d embeddings are the same: hnsw may not find others; flat does", copies)
     if chosen == "flat":
         index: Any = faiss.IndexFlatIP(dim)
     elif chosen == "hnsw":
@@ -126,6 +138,14 @@ def build_index(
         raise ValueError(f"unknown kind of index '{kind}': choose one of auto, flat, hnsw, ivf-pq")
     index.add(rows)
     return EmbeddingIndex(chosen, index)
+
+
+def _most_copies(rows: NDArray[np.float32]) -> int:
+    """How often the most frequent of (N, D) rows occurs. O(N.D) time."""
+    bits = rows.view(np.uint32)
+    factors = np.random.default_rng(0).integers(2**63, size=rows.shape[1], dtype=np.uint64) * 2 + 1
+    hashes = [(bits[start : start + _HASHED] * factors).sum(axis=1) for start in range(0, len(bits), _HASHED)]
+    return int(np.unique(np.concatenate(hashes), return_counts=True)[1].max())
 
 
 def save_index(index: EmbeddingIndex, rows: pd.DataFrame, folder: Path, about: dict[str, Any]) -> None:
@@ -153,8 +173,8 @@ def save_index(index: EmbeddingIndex, rows: pd.DataFrame, folder: Path, about: d
     _write(folder / names["faiss"], content)
     _write(folder / names["rows"], table)
     _write(folder / _CARD, (json.dumps(card, indent=2) + "\n").encode())
-    for old in (*folder.glob("index-*.faiss"), *folder.glob("rows-*.parquet")):
-        if old.name not in names.values():
+    for old in list(folder.iterdir()):
+        if _FILE.fullmatch(old.name) and old.name not in names.values():
             old.unlink()
 
 
