@@ -65,7 +65,8 @@ def train(
             learned from, and one for validation ("validation", "valid" or "val") used for that.
         config: settings.
         out: folder of the run.
-        resume: go on from the folder's checkpoint, bit for bit as if the run had never stopped.
+        resume: go on from the folder's checkpoint, bit for bit as if the run had never stopped, unless not one image of
+            a batch that was streamed could be read.
 
     Returns:
         What run.json says of the result.
