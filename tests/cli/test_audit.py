@@ -113,11 +113,9 @@ def test_of_what_a_run_has_not_embedded_only_the_rest_is_embedded(prism, image_f
     assert embedded == [len(whole) - len(inside)] and list(rows.index) == list(whole.paths)
     assert rows["given_label"].tolist() == [whole.classes[label] for label in whole.labels]
     samples = pd.read_parquet(run / "samples.parquet").set_index("path")
-    learned = rows.loc[samples.index]
-    learned = learned[learned["issue"] != "conflicting duplicate"]  # of which an audit knows more
-    assert len(learned) > len(samples) / 2
-    scores = samples["clean_probability"][learned.index]
-    np.testing.assert_allclose(learned["label_score"], scores, rtol=1e-6)
+    scores, found = rows.loc[samples.index, "label_score"], samples["clean_probability"]
+    # Of one that has a twin under another label an audit knows more, and believes it less.
+    assert np.isclose(scores, found, rtol=1e-6).mean() > 0.5 and (scores <= found + 1e-6).all()
     (run / "embeddings.parquet").unlink()
     assert prism("audit", run, image_folder, "--out", tmp_path / "again")[0] == 0
     assert embedded[1:] == [len(whole)]
