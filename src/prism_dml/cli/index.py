@@ -62,12 +62,8 @@ def index(
         if split is not None:
             raise ValueError("--split needs a model: embeddings name no splits")
         found = read_embeddings(run_or_embeddings)
-        vectors, paths, labels, unreadable = (
-            found.vectors,
-            found.paths,
-            np.array(found.labels, dtype=object),
-            0,
-        )
+        vectors, paths, unreadable = found.vectors, found.paths, 0
+        labels = np.array(found.labels, dtype=object)
         if holds_parts(run_or_embeddings):
             about["model"] = read_job(run_or_embeddings).model
     elif data is None:

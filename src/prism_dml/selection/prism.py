@@ -123,7 +123,7 @@ class PRISM(nn.Module):
 
     @property
     def noise_rate_estimate(self) -> float:
-        """The rate as given; with "auto" the current estimate, of which training uses at most 0.5, see `warmup`."""
+        """The rate as given, or the current estimate: of it at most 0.5 is used, and 0 until the memory is full."""
         return float(self.estimator.estimate) if self.noise_rate == "auto" else float(self.noise_rate)
 
     @torch.no_grad()

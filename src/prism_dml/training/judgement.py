@@ -28,18 +28,15 @@ def judge_samples(method: Method, seen: Tensor, table: ImageTable) -> tuple[pd.D
         probabilities are calibrated; and the estimated share of wrong labels.
     """
     # What could not be read looks like nothing, so it would take the places of suspects where their number is fixed.
-    readable = (seen != 0).any(dim=1)
-    index = readable.nonzero().squeeze(1)
-    seen, rows = (
-        (seen, index.cpu().numpy()) if len(index) == len(seen) else (seen[index], index.cpu().numpy())
-    )
+    index = (seen != 0).any(dim=1).nonzero().squeeze(1)
+    if len(index) < len(seen):  # else a copy for nothing
+        seen = seen[index]
+    rows = index.cpu().numpy()
     labels = torch.from_numpy(table.labels[rows]).to(seen.device)
     selection, rate = method.judge(seen, labels, index)
     classes = pd.Series(table.classes)
-    frame = pd.DataFrame(
-        {"path": [table.paths[i] for i in rows], "label": classes[table.labels[rows]].to_numpy()}
-    )
-    frame.index = pd.Index(rows)
+    paths = [table.paths[i] for i in rows]
+    frame = pd.DataFrame({"path": paths, "label": classes[table.labels[rows]].to_numpy()}, index=rows)
     if table.clean_labels is not None:
         # A true class that was set aside for validation, or is in no class, has no name here.
         frame["clean_label"] = classes.reindex(table.clean_labels[rows]).to_numpy()
