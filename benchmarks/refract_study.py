@@ -44,6 +44,7 @@ from prism_dml.models.patches import Patches, PatchFeatures
 from prism_dml.retrieval import retrieval_metrics
 from prism_dml.selection import cross_fit
 from prism_dml.selection.discriminant import ClassBalls, class_sums
+from prism_dml.selection.mistakes import AnyAlike, ByPair
 from prism_dml.training import TrainConfig, train
 from prism_dml.training.measure import embed_all
 
@@ -118,7 +119,7 @@ class AsGiven(Refract):
 
     def _believe(self, judged) -> None:
         super()._believe(judged)
-        if judged.confusion is None:
+        if not isinstance(judged.mistakes, ByPair):
             self.weights.copy_(torch.where(self.trusted[:, None], GIVEN, self.weights))
             self.anywhere.copy_(torch.where(self.trusted, 0, self.anywhere))
 
@@ -241,9 +242,9 @@ def margin_mixture(embeddings, labels, *options):
     chances[:, 0], chances[:, 1] = clean, 1 - clean
     suggested = torch.where(clean >= refract.BELIEVED, labels, best[:, 0])
     probability = torch.maximum(clean, 1 - clean)
-    return beliefs.Judged(
-        classes, chances, suggested, probability, torch.zeros(len(labels)), float(1 - clean.mean())
-    )
+    rate = float(1 - clean.mean())
+    nowhere = torch.zeros(len(labels))
+    return beliefs.Judged(classes, chances, suggested, probability, nowhere, rate, AnyAlike(rate))
 
 
 def without_folds(embeddings, labels, similarities, neighbours):
@@ -352,7 +353,7 @@ CONSTANTS = {
     "selection.cross_fit.FOLDS": (3, 10),
     "selection.cross_fit._SLOPE": (0.5, 1.0),
     "selection.discriminant._SHRINKAGE": (0.05, 0.2),
-    "selection.label_model._CLASS_STRENGTH": (0.1, 0.4),
+    "selection.noise_parameters._CLASS_STRENGTH": (0.1, 0.4),
 }
 CONSTANT_ROWS = {
     f"{name.rsplit('.', 1)[1].strip('_')} {value:g}": ("refract", {name: value}, None)

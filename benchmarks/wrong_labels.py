@@ -58,7 +58,7 @@ RECIPES = {
     "cifar100_sub": COMMON,
     "cifar10n_worse": COMMON,
 }
-MADE = (("symmetric", 0.2), ("symmetric", 0.5), ("small-cluster", 0.25))
+MADE = (("symmetric", 0.2), ("symmetric", 0.5), ("small-cluster", 0.25), ("pair", 0.3))
 GRID = [(data, *noise) for data in RECIPES if data != "cifar10n_worse" for noise in MADE]
 GRID += [("cifar10n_worse", "human", None)]
 

@@ -13,6 +13,7 @@ from prism_dml.models import Embedder
 from prism_dml.models.levels import WithLevels
 from prism_dml.models.patches import LENGTH, Patches, PatchFeatures
 from prism_dml.selection.levels import side_by_side
+from prism_dml.selection.mistakes import AnyAlike, ByPair
 
 from .stand_in import Linear, build, draw, step
 
@@ -112,7 +113,7 @@ def test_each_label_counts_as_what_it_may_stand_for(looked: Refract, labels: Ten
     chances = torch.tensor([0.1, 0.5, 0.2, 0.1, 0.0]).repeat(COUNT, 1)
     chances[0, :2] = torch.tensor([0.6, 0.0])
     nowhere = torch.full((COUNT,), 0.08)
-    looked._believe(Judged(classes, chances, classes[:, 1], chances[:, 1], nowhere, 0.4))
+    looked._believe(Judged(classes, chances, classes[:, 1], chances[:, 1], nowhere, 0.4, AnyAlike(0.4)))
     assert looked.trusted.nonzero().squeeze(1).tolist() == [0]
     assert torch.equal(looked.targets, classes)
     # of the given class the label is seen with 0.6, of each of the seven others with 0.4 / 7
@@ -131,7 +132,7 @@ def test_where_pairs_of_classes_are_told_a_label_counts_by_them(looked: Refract,
     confusion = torch.full((CLASSES, CLASSES), 0.02)
     confusion[1, 0] = 0.3
     confusion[0, 0] = 0.5
-    looked._believe(Judged(classes, chances, classes[:, 0], chances[:, 0], nowhere, 0.2, confusion))
+    looked._believe(Judged(classes, chances, classes[:, 0], chances[:, 0], nowhere, 0.2, ByPair(confusion)))
     assert looked.trusted.all()
     first = int((labels == 0).nonzero()[0])
     expected = torch.tensor([0.7 * 0.5, 0.1 * 0.3, 0.1 * 0.02, 0.05 * 0.02, 0]).sqrt()
@@ -189,7 +190,8 @@ def test_weights_of_all_classes_sum_to_one(count: int, rate: float) -> None:
         [[1e-12] + [0.0] * 4, [1.0] + [0.0] * 4, [0.4, 0.3, 0.2, 0.15, 0.05], [0.1, 0.1, 0.0, 0.0, 0.0]]
     )
     nowhere = torch.tensor([0.0, 0.0, 0.1, 0.0])
-    judged = Judged(torch.zeros(4, 5, dtype=torch.long), chances, chances[:, 0], chances[:, 0], nowhere, rate)
+    classes = torch.zeros(4, 5, dtype=torch.long)
+    judged = Judged(classes, chances, chances[:, 0], chances[:, 0], nowhere, rate, AnyAlike(rate))
     weights, anywhere = weigh(judged, count)
     assert (weights >= 0).all() and (anywhere >= 0).all()
     torch.testing.assert_close(weights.sum(dim=1) + count * anywhere, torch.ones(4))
@@ -541,10 +543,10 @@ def test_a_network_is_asked_by_the_rule_of_bayes(confused: bool) -> None:
     pairs = torch.full((5, 5), 0.3 / 4).fill_diagonal_(0.7)
     if confused:
         pairs = (torch.eye(5) + torch.arange(25).view(5, 5) / 20).softmax(dim=1)
-    found = given_the_label(logits, classes, 0.3, pairs if confused else None)
+    found = given_the_label(logits, classes, ByPair(pairs) if confused else AnyAlike(0.3))
     chances = logits.softmax(dim=1)
     if confused:  # a class that no label was seen of
-        fewer = given_the_label(logits, classes % 4, 0.3, pairs[:4, :4])
+        fewer = given_the_label(logits, classes % 4, ByPair(pairs[:4, :4]))
         assert fewer.isfinite().all() and ((fewer >= 0) & (fewer <= 1)).all()
     for i in range(6):
         joint = [chances[i, k] * pairs[k, 2] for k in range(5)]

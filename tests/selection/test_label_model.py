@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from prism_dml.selection.cross_fit import FOLDS, judge_labels, vote_odds
 from prism_dml.selection.discriminant import ClassBalls, Whitened, leading, whiten, within_classes
 from prism_dml.selection.draw import deal, some
 from prism_dml.selection.label_model import LabelModel, Posterior
+from prism_dml.selection.mistakes import AnyAlike
 
 
 @pytest.fixture
@@ -282,7 +284,7 @@ def test_few_classes_have_their_own_flips():
     right = model(evidence).classes[:, 0]
     alike = LabelModel(5)
     alike.fit(evidence)
-    alike.parameters = alike.parameters._replace(flips=None)
+    alike.parameters = replace(alike.parameters, flips=None)
     assert right[changed].mean() < alike(evidence).classes[changed, 0].mean() - 0.05
     assert right[(labels == 3) & ~changed].mean() > 0.8
 
@@ -304,10 +306,10 @@ def test_empty_columns_have_no_part_in_the_fit():
 def test_confusion_tells_which_class_is_taken_for_which():
     evidence, _, _ = separate(1, 3, rate=0.5)
     model = LabelModel(5)
-    assert model.confusion() is None, "nothing is counted"
+    assert model.mistakes(0.1) == AnyAlike(0.1), "nothing is counted"
     model.fit(evidence)
     model.count_pairs(evidence)
-    found = model.confusion()
+    found = model.mistakes(0.1).shares
     assert (found >= 0).all()
     torch.testing.assert_close(found.sum(dim=1), torch.ones(5))
     off = found - torch.eye(5)
@@ -316,9 +318,9 @@ def test_confusion_tells_which_class_is_taken_for_which():
     assert found.diagonal()[[0, 2, 3, 4]].min() > 0.9, "the labels of the others are right"
     clean, *_ = separate(1, 3, rate=0)
     model.fit(clean)
-    assert model.confusion() is None, "what was counted is of other labels"
+    assert model.mistakes(0.1) == AnyAlike(0.1), "what was counted is of other labels"
     model.count_pairs(clean)
-    assert model.confusion().diagonal().min() > 0.95
+    assert model.mistakes(0.1).shares.diagonal().min() > 0.95
 
 
 def test_counted_pairs_name_the_wrong_labels_and_leave_their_share():
@@ -368,7 +370,8 @@ def test_a_rate_that_is_raised_anew_forgets_what_was_counted():
 
 def test_many_classes_have_no_confusion_of_their_own():
     rows, _, labels, *near = made_wrong(40, 20, 1.0, 0)
-    assert judge_labels(rows, labels, *near).confusion is None
+    found = judge_labels(rows, labels, *near)
+    assert found.mistakes == AnyAlike(found.noise_rate)
 
 
 @pytest.mark.parametrize("clearness", [0.25, 0.3, 0.45])
@@ -614,4 +617,4 @@ def test_a_class_that_is_often_taken_for_one_other(rate: float):
         assert roc_auc_score(~wrong, found.clean_probability) > 0.99
         assert (found.suggested == truth).float().mean() > 0.95
         for k in range(8):
-            assert found.confusion[k].argsort(descending=True)[:2].tolist() == [k, (k + 1) % 8]
+            assert found.mistakes.shares[k].argsort(descending=True)[:2].tolist() == [k, (k + 1) % 8]

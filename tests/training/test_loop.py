@@ -21,6 +21,7 @@ from prism_dml.methods.registry import METHODS, find_method
 from prism_dml.models import Embedder, load
 from prism_dml.models.files import CHECKPOINT
 from prism_dml.retrieval import retrieval_metrics
+from prism_dml.selection.mistakes import AnyAlike
 from prism_dml.training import RunStopped, loop, train
 from prism_dml.training.measure import embed_all, validate
 from prism_dml.training.stop import StopRequest
@@ -622,7 +623,7 @@ def test_what_may_be_anything_is_hardly_drawn_after_a_look(reading, table, setti
         classes, chances = beliefs.certain(labels)
         chances[1::2] = 0.1  # of every second sample nothing is known
         nothing = torch.zeros(len(labels))
-        return beliefs.Judged(classes, chances, labels, chances[:, 0], nothing, 0.5)
+        return beliefs.Judged(classes, chances, labels, chances[:, 0], nothing, 0.5, AnyAlike(0.5))
 
     def forward(self, images, labels, index, original=refract.Refract.forward):
         seen.append(index.numpy())

@@ -16,7 +16,8 @@ from prism_dml.audit.kinds import KINDS, settle
 from prism_dml.data import SCORES
 from prism_dml.retrieval import neighbour_graph
 from prism_dml.retrieval.neighbours import unit_rows
-from prism_dml.selection.cross_fit import LabelJudgement, judge_labels
+from prism_dml.selection.cross_fit import judge_labels
+from prism_dml.selection.label_judgement import LabelJudgement
 
 NEIGHBOURS = 64
 """Nearest neighbours that vote on a sample."""
@@ -154,7 +155,6 @@ def _hear(
         chances=torch.cat([clean[:, None], judgement.chances[:, 1:] * share[:, None]], dim=1),
         nowhere=judgement.nowhere * share,
         other_kind=judgement.other_kind * share,
-        noise_rate=float(1 - clean.mean()),
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from prism_dml.selection.candidates import Candidates
-from prism_dml.selection.cross_fit import LabelJudgement
+from prism_dml.selection.label_judgement import LabelJudgement
 from prism_dml.selection.label_model import FAR
 
 KINDS = ("wrong label", "outlier", "conflicting duplicate", "ambiguous classes")

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from prism_dml.retrieval import neighbour_graph
 from prism_dml.selection.cross_fit import judge_labels
+from prism_dml.selection.mistakes import LEAST_RATE, AnyAlike, Mistakes
 
 OTHERS = 4
 """Classes beside the given one that a sample may be learned as: the most probable ones."""
@@ -16,9 +17,6 @@ EVIDENCE = 0.5
 
 NEIGHBOURS, EXACT_UP_TO = 64, 5_000
 """Nearest neighbours that help to name the class of a sample; on a CPU, of more samples nearly the nearest."""
-
-LEAST_RATE = 1e-3
-"""So far a rate is kept from 0 and 1, that it alone makes nothing impossible."""
 
 _LEAST_LISTED = 1e-3  # of the probability: below it a sample is taken to be of none of the listed classes
 
@@ -33,7 +31,7 @@ class Judged(NamedTuple):
         probability: (N,) of that class.
         nowhere: (N,) probability of no class.
         rate: share of wrong labels, in [0, 1].
-        confusion: (C, C) how often each class is given each label; None: labels are wrong as any other alike.
+        mistakes: how often each class is given each label.
     """
 
     classes: Tensor
@@ -42,7 +40,7 @@ class Judged(NamedTuple):
     probability: Tensor
     nowhere: Tensor
     rate: float
-    confusion: Tensor | None = None
+    mistakes: Mistakes
 
     @property
     def clean(self) -> Tensor:
@@ -54,17 +52,13 @@ def weigh(judged: Judged, num_classes: int) -> tuple[Tensor, Tensor]:
     """Weights w_k (N, 1 + OTHERS) of the listed classes, w_0 (N,) of any: sum_k w_k + C w_0 = 1.
 
     The probability q_k of a class is taken as proportional to e_k T_k: what the evidence says for it, and how often the
-    given label is seen in that class, 1 - r or r / (C - 1), or what is known of the two classes. The weight is
+    given label is seen in that class (`Mistakes`). The weight is
     e_k^EVIDENCE T_k, up to a constant. What is of no class counts as one of the other classes, whichever. Classes that
     are not listed have no weight, as labels of which most are wrong taught too little with it; but a sample that is of
     none of those listed counts as of no class.
     """
-    rate = min(max(judged.rate, LEAST_RATE), 1 - LEAST_RATE)
-    elsewhere = rate / max(num_classes - 1, 1)
-    seen = torch.full_like(judged.chances, elsewhere)
-    seen[:, 0] = 1 - rate
-    if judged.confusion is not None:
-        seen = judged.confusion[judged.classes, judged.classes[:, :1]].clamp(min=LEAST_RATE)
+    elsewhere = min(max(judged.rate, LEAST_RATE), 1 - LEAST_RATE) / max(num_classes - 1, 1)
+    seen = judged.mistakes.seen(judged.classes, judged.classes[:, :1], num_classes)
     weights = judged.chances**EVIDENCE * seen ** (1 - EVIDENCE)
     lost = judged.chances.sum(dim=1) + judged.nowhere < _LEAST_LISTED
     anywhere = (judged.nowhere.masked_fill(lost, 1.0) / num_classes) ** EVIDENCE * elsewhere ** (1 - EVIDENCE)
@@ -80,7 +74,7 @@ def judge(embeddings: Tensor, labels: Tensor) -> Judged:
     found = (embeddings != 0).any(dim=1).nonzero().squeeze(1)
     present, inside = torch.unique(labels[found], return_inverse=True)
     if len(present) < 2:  # nothing to choose from
-        return Judged(classes, chances, suggested, probability, nowhere, 0.0)
+        return Judged(classes, chances, suggested, probability, nowhere, 0.0, AnyAlike(0.0))
     rows = embeddings[found]
     near, neighbours = neighbour_graph(rows, min(NEIGHBOURS, len(rows) - 1), EXACT_UP_TO)
     judgement = judge_labels(rows, inside, near, neighbours)
@@ -92,11 +86,8 @@ def judge(embeddings: Tensor, labels: Tensor) -> Judged:
     suggested[found] = present[judgement.suggested]
     probability[found] = judgement.suggested_probability.to(probability)
     nowhere[found] = judgement.nowhere.to(nowhere)
-    confusion = None
-    if judgement.confusion is not None:  # classes of which nothing is there are given the right label
-        confusion = torch.eye(int(labels.max()) + 1, device=labels.device)
-        confusion[present[:, None], present] = judgement.confusion
-    return Judged(classes, chances, suggested, probability, nowhere, judgement.noise_rate, confusion)
+    mistakes = judgement.mistakes.among(present, int(labels.max()) + 1)
+    return Judged(classes, chances, suggested, probability, nowhere, judgement.noise_rate, mistakes)
 
 
 def certain(labels: Tensor) -> tuple[Tensor, Tensor]:

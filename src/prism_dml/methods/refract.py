@@ -8,7 +8,7 @@ from torch.nn.functional import linear, normalize
 
 from prism_dml.losses import InstanceLoss
 from prism_dml.methods.base import EmbedAll, Method, StepResult, TrainingSet
-from prism_dml.methods.beliefs import LEAST_RATE, Judged, certain, judge, weigh
+from prism_dml.methods.beliefs import Judged, certain, judge, weigh
 from prism_dml.methods.classifier import CosineClassifier
 from prism_dml.methods.config import MethodConfig
 from prism_dml.methods.second_opinion import by_network, pool
@@ -264,9 +264,7 @@ class Refract(Method):
     def _sees(self, embeddings: Tensor, judged: Judged) -> Tensor:
         """Probability (N, 1 + OTHERS) of each listed class by the network, of embeddings as `networks` gives them."""
         unscaled, temperature = embeddings @ torch.linalg.inv(self.scaling), WarmClassifier.TEMPERATURE
-        rate = min(max(judged.rate, LEAST_RATE), 1 - LEAST_RATE)
-        confusion = None if judged.confusion is None else judged.confusion.clamp(min=LEAST_RATE)
-        return by_network(unscaled, self.class_weights, temperature, judged.classes, rate, confusion)
+        return by_network(unscaled, self.class_weights, temperature, judged.classes, judged.mistakes)
 
     @property
     def noise_rate_estimate(self) -> float:

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from prism_dml.selection.mistakes import Mistakes
+
 _LOGITS = 1 << 24  # looked at together
 _SURE = 1e-7  # so near to 0 and 1 an opinion is cut off
 
@@ -13,8 +15,7 @@ def by_network(
     weights: Tensor,
     temperature: float,
     classes: Tensor,
-    rate: float,
-    confusion: Tensor | None = None,
+    mistakes: Mistakes,
 ) -> Tensor:
     """Probability (N, M) of each listed class by a normalised softmax, some samples at a time; see `given_the_label`.
 
@@ -23,40 +24,29 @@ def by_network(
         weights: (C, D) of the classes.
         temperature: of the softmax.
         classes: (N, M) class numbers, the given one first.
-        rate: share of wrong labels.
-        confusion: (C, C) how often each class is given each label.
+        mistakes: how often each class is given each label.
     """
     directions, rows = normalize(weights.to(embeddings), dim=1), max(1, _LOGITS // len(weights))
     found = []
     for part, listed in zip(torch.split(embeddings, rows), torch.split(classes, rows), strict=True):
         logits = normalize(part, dim=1) @ directions.T / temperature
-        found.append(given_the_label(logits, listed, rate, confusion))
+        found.append(given_the_label(logits, listed, mistakes))
     return torch.cat(found)
 
 
-def given_the_label(logits: Tensor, classes: Tensor, rate: float, confusion: Tensor | None = None) -> Tensor:
+def given_the_label(logits: Tensor, classes: Tensor, mistakes: Mistakes) -> Tensor:
     """Probability (n, M) of each listed class by a network, once the label of a sample is seen.
 
     Args:
         logits: (n, C) of the network.
         classes: (n, M) class numbers, the given one first.
-        rate: share of wrong labels, which are any alike, in [0, 1].
-        confusion: (C, C), or of the first classes only, how often each is given each label, above 0; then the rate
-            does not count.
+        mistakes: how often each class is given each label.
 
     Source: Bayes' rule; see forward correction, Patrini et al., CVPR 2017.
     """
     chances, given = logits.softmax(dim=1), classes[:, :1]
-    listed = chances.gather(1, classes)
-    if confusion is not None:
-        known = chances[:, : len(confusion)]  # classes after that are given no label
-        label = (known * confusion.T[given.squeeze(1)]).sum(dim=1, keepdim=True)
-        return listed * confusion[classes, given] / label.clamp(min=1e-30)
-    elsewhere = rate / max(logits.shape[1] - 1, 1)
-    seen = torch.full_like(listed, elsewhere)
-    seen[:, 0] = 1 - rate
-    label = elsewhere + (1 - rate - elsewhere) * listed[:, :1]
-    return listed * seen / label.clamp(min=1e-30)
+    seen = mistakes.seen(classes, given, logits.shape[1])
+    return chances.gather(1, classes) * seen / mistakes.label(chances, given)
 
 
 def pool(first: Tensor, second: Tensor) -> Tensor:

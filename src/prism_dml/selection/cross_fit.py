@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -16,6 +14,7 @@ from prism_dml.selection.candidates import (
 )
 from prism_dml.selection.discriminant import ClassBalls, Whitened, leading, whiten
 from prism_dml.selection.draw import deal, some
+from prism_dml.selection.label_judgement import LabelJudgement
 from prism_dml.selection.label_model import LabelModel, Posterior
 from prism_dml.selection.noise_rate import implausibility
 from prism_dml.selection.open_set import of_a_class
@@ -39,40 +38,6 @@ _FEWER_BELOW, _MORE_FROM = 2, 20  # so many samples for each
 _SLOPE = 0.7  # of densities where this spread is known, found on several data sets: class means are not known either
 _BELIEVED = 0.5  # probability from which on a label is taken to be right
 _RARELY = 1 / 20  # of the wins that its members would have elsewhere: a class that hardly ever wins
-
-
-@dataclass(frozen=True)
-class LabelJudgement:
-    """What is believed of each label of a data set.
-
-    Attributes:
-        suggested: (N,) the most probable class.
-        suggested_probability: (N,) of that class.
-        noise_rate: share of wrong labels in [0, 1], the mean of what is missing to 1.
-        rate_error: its standard error.
-        candidates: what the neighbours say.
-        classes: (N, M) the classes considered, the given one first; it again where there are fewer.
-        chances: (N, M) probability of each; what is missing to 1 is that of all others, and of none.
-        nowhere: (N,) probability of no class,
-        other_kind: (N,) and of that, of a kind that is none, see `of_a_class`.
-        confusion: (C, C) see `LabelModel.confusion`; None where wrong labels are taken to be any alike.
-    """
-
-    suggested: Tensor
-    suggested_probability: Tensor
-    noise_rate: float
-    rate_error: float
-    candidates: Candidates
-    classes: Tensor
-    chances: Tensor
-    nowhere: Tensor
-    other_kind: Tensor
-    confusion: Tensor | None
-
-    @property
-    def clean_probability(self) -> Tensor:
-        """That the given label is right, (N,)."""
-        return self.chances[:, 0]
 
 
 @torch.no_grad()
@@ -118,14 +83,22 @@ def judge_labels(
         loss = model.fit(ClassEvidence.joined(list(map(weigh, trusts, shown))))
         begun.append((loss, model, trusts))
     _, model, trusts = begun[0] if begun[0][0] < begun[1][0] - _ALIKE else begun[1]
-    parts, found = [], []
-    for fold, asked in enumerate(others):
-        rest = asked.nonzero().squeeze(1)
-        trust = model(weigh(trusts[fold], rest)).trust().float()
-        parts.append((~asked).nonzero().squeeze(1))
-        found.append(weigh(torch.zeros_like(agreement).index_copy_(0, rest, trust), parts[fold]))
-    evidence = ClassEvidence.joined(found)[torch.cat(parts).argsort()]
+
+    def ask_the_others() -> ClassEvidence:
+        """Each fold's samples by those of the others that these trust."""
+        parts, found = [], []
+        for fold, asked in enumerate(others):
+            rest = asked.nonzero().squeeze(1)
+            trust = model(weigh(trusts[fold], rest)).trust().float()
+            parts.append((~asked).nonzero().squeeze(1))
+            found.append(weigh(torch.zeros_like(agreement).index_copy_(0, rest, trust), parts[fold]))
+        return ClassEvidence.joined(found)[torch.cat(parts).argsort()]
+
+    evidence, partnered = ask_the_others(), model.partnered
     model.fit(evidence)
+    if model.partnered and not partnered:  # the few that it was first fitted to did not tell of partners
+        evidence = ask_the_others()
+        model.fit(evidence)
     model.raise_rate(evidence, least_rate(whitened, labels, model(evidence).classes[:, 0].float()))
     model.count_pairs(evidence)
     return _judgement(model, evidence, candidates, labels)
@@ -288,12 +261,11 @@ def _judgement(
     return LabelJudgement(
         suggested=evidence.classes.gather(1, best[:, None]).squeeze(1),
         suggested_probability=probability.clamp(max=1),
-        noise_rate=float(1 - clean.mean()),
         rate_error=model.rate_error(evidence),
         candidates=candidates,
         classes=evidence.classes[:, :named],
         chances=torch.cat([clean[:, None], others], dim=1),
         nowhere=nowhere + other_kind,
         other_kind=other_kind,
-        confusion=model.confusion(),
+        mistakes=model.mistakes(float(1 - clean.mean())),
     )

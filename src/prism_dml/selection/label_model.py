@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,19 +12,11 @@ from torch.nn.functional import softplus
 from prism_dml.selection.candidates import ClassEvidence, count_drawn
 from prism_dml.selection.confident_joint import confident_joint, expected_pairs
 from prism_dml.selection.draw import some
+from prism_dml.selection.mistakes import AnyAlike, ByPair, ByPartner, Mistakes
+from prism_dml.selection.noise_parameters import NoiseParameters
+from prism_dml.selection.partners import cost_of_partners, find_partners
 
-# Of the parameters b (before softplus) and r, below: one over the variance of a Gaussian prior. b is held to about the
-# slope that it would have if densities were right: of few samples that are all about equally clear, "all are hard", a
-# slope near 0, explains wrong labels as well as r does. Of thousands whose labels are mostly wrong the two differ by
-# less than the model is off, so b is held the firmer, the more there are; for a few hundred that is too firm.
-_STRENGTH = 1.0, 0.2
-_LOGIT = -3.0  # the middle of r's
-_FIRMER_FROM, _FIRMEST = 250, 10.0  # samples from which on b's is more, in proportion, up to so many times
-# Of the prior of what a class adds to r, for each class there is: where these are few, labels that are wrong in some
-# only are else taken for those of hard classes; among many a wrong label stands out by itself. And more by the cube of
-# how much smaller a class is than the mean: of one with hardly a member it could be said that all near it are its own.
-_CLASS_STRENGTH = 0.2
-_FLIP_STRENGTH = 5.0  # of the prior of each flip's logarithm: as if seen some five times as often
+_LOGIT = -3.0  # the middle of the prior of r's
 _PER_FLIP = 25  # samples for each pair of classes, from which on pairs have their own shares of wrong labels
 _SETTLED = 1e-6  # change of the mean loss that says nothing
 _SEEN_EACH = 5.0  # samples of each class with each label, before they are counted: no mistake is impossible
@@ -36,6 +27,9 @@ FAR = -4.0
 fence of a normal distribution is at -3.5."""
 _MOST_OUTSIDE = 0.7  # probability of no class, however far: a far sample's label may agree with the evidence
 _MOST_FITTED = 20_000  # samples that the parameters are fitted to: their errors are then far below others
+_AT_ONCE = (
+    0.5  # of what partners must gain: so much they do before anything is fitted to them, if they are there
+)
 
 
 def learns_pairs(num_samples: int, num_classes: int) -> bool:
@@ -70,20 +64,6 @@ class Posterior:
         return 1 - (2 * self.knowledge).clamp(max=1) * (1 - self.classes[:, 0])
 
 
-class _Parameters(NamedTuple):
-    """What is fitted.
-
-    Attributes:
-        all_classes: (2,) b before softplus, and the logit of r.
-        each_class: (C,) what is added to that logit.
-        flips: (C, C) logarithms of f_kl, up to a constant for each k; None: all alike.
-    """
-
-    all_classes: Tensor
-    each_class: Tensor
-    flips: Tensor | None = None
-
-
 class LabelModel:
     """A class for each sample from the evidence, and then, with some probability, a label that is wrong.
 
@@ -92,6 +72,8 @@ class LabelModel:
     few classes and many samples, more often those that it is mistaken for. r_k is about r, the more so the more classes
     there are and the fewer members this one has. b, r, r_k and f are those that make the given labels most likely. As
     these are known, that needs no truth. Which classes are mistaken for which is then better counted (`count_pairs`).
+    Where there are too few samples for that, each class may have one partner whose label a share of it is given before
+    all this, s_k: if that makes the labels so much more likely that it is not by chance (`cost_of_partners`).
 
     Where the evidence is weak, hard samples and wrong labels explain the same data; the likelihood then takes most for
     hard, and a rate known to be exceeded decides (`raise_rate`).
@@ -103,37 +85,21 @@ class LabelModel:
 
     def __init__(self, num_classes: int, slope: float = 1.0) -> None:
         self.num_classes = num_classes
-        self._middle = torch.tensor([math.log(math.expm1(slope)), _LOGIT], dtype=torch.float64)
-        self.parameters = _Parameters(self._middle, torch.zeros(num_classes, dtype=torch.float64))
+        middle = torch.tensor([math.log(math.expm1(slope)), _LOGIT], dtype=torch.float64)
+        self.parameters = NoiseParameters(middle, middle, torch.zeros(num_classes, dtype=torch.float64))
         self._joint_counts: Tensor | None = None  # (C, C) see `confident_joint`
         self._pairs: Tensor | None = None  # (C, C) how often class k is given label l; None: as fitted
 
     def fit(self, evidence: ClassEvidence) -> float:
         """Fit the parameters to n samples; returns the mean loss, of likelihood and prior."""
         evidence = self._fitted_to(evidence).filled()
-        flips = self.parameters.flips
-        if not learns_pairs(len(evidence.density), self.num_classes):
-            flips = None
-        elif flips is None:
-            flips = torch.zeros(self.num_classes, self.num_classes, dtype=torch.float64)
-        start = self.parameters._replace(flips=flips)
-        free = [values.clone().requires_grad_(True) for values in start if values is not None]
-        parameters = _Parameters(*free)
-        optimizer = torch.optim.LBFGS(
-            free, max_iter=100, history_size=20, tolerance_change=_SETTLED, line_search_fn="strong_wolfe"
-        )
-
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            loss = self._loss(parameters, evidence)
-            loss.backward()  # type: ignore[no-untyped-call]
-            return loss
-
-        with torch.enable_grad():
-            optimizer.step(closure)  # type: ignore[no-untyped-call]
         self._joint_counts = self._pairs = None
-        fitted = _Parameters(*(values.detach() for values in free))
-        self.parameters = _centred(fitted, self._members(evidence))
+        before = self.parameters.with_partners(None)
+        if learns_pairs(len(evidence.density), self.num_classes):
+            self.parameters = self._fitted(before.with_flips(), evidence)
+        else:
+            self.parameters = self._fitted(replace(before, flips=None), evidence)
+            self._find_partners(before, evidence)
         return float(self._loss(self.parameters, evidence))
 
     @torch.no_grad()
@@ -150,7 +116,7 @@ class LabelModel:
             return
         for _ in range(_HALVINGS):
             rate = (low + high) / 2
-            self.parameters = self.parameters._replace(all_classes=torch.stack([slope, rate]))
+            self.parameters = replace(self.parameters, all_classes=torch.stack([slope, rate]))
             if 1 - self(evidence).classes[:, 0].mean() < least:
                 low = rate
             else:
@@ -158,9 +124,9 @@ class LabelModel:
 
     @torch.no_grad()
     def count_pairs(self, evidence: ClassEvidence) -> None:
-        """Where pairs of classes were fitted, take from counting instead which class is mistaken for which.
+        """Where each pair of classes was fitted, take from counting instead which class is mistaken for which.
 
-        The mean probability of a wrong label stays as fitted, see `confusion`; counting says which labels they are.
+        The mean probability of a wrong label stays as fitted, see `mistakes`; counting says which labels they are.
         After `raise_rate`.
         """
         if self.parameters.flips is None:
@@ -200,54 +166,90 @@ class LabelModel:
         return self._prior(self.parameters.all_classes, evidence)[0]
 
     @torch.no_grad()
-    def confusion(self) -> Tensor | None:
-        """How often class k is given label l, (C, C), float32; None where wrong labels are taken to be any alike.
+    def mistakes(self, rate: float) -> Mistakes:
+        """How often class k is given label l, where so many labels are wrong in all; float32.
 
-        Between two answers. The likelihood, by which the rate is found, takes a sample for hard where people took one
-        class for the other: too few wrong labels. Counting takes hard samples for wrong ones: too many. Which class is
-        taken for which is as counted (`confident_joint`), how often is the geometric mean of both, for each class.
+        Of pairs of classes that is between two answers. The likelihood, by which the rate is found, takes a sample for
+        hard where people took one class for the other: too few wrong labels. Counting takes hard samples for wrong
+        ones: too many. Which class is taken for which is as counted (`confident_joint`), how often is the geometric
+        mean of both, for each class.
         """
-        if self._joint_counts is None:
-            return None
-        return self._counted(self._joint_counts).float()
+        if self._joint_counts is not None:
+            return ByPair(self._counted(self._joint_counts).float())
+        partners, shares = self.parameters.partners, self.parameters.given_to_partner().float()
+        if partners is None:
+            return AnyAlike(rate)
+        alike = float(self.parameters.all_classes[1].sigmoid())
+        return ByPartner(alike, partners, shares.to(partners.device))
+
+    @property
+    def partnered(self) -> bool:
+        """Whether classes were found to have partners."""
+        return self.parameters.partners is not None
 
     def rate_error(self, evidence: ClassEvidence) -> float:
         """Standard error of the mean probability of a wrong label: of what all classes share, and of n draws."""
         evidence = self._fitted_to(evidence)
         common = self.parameters.all_classes.clone().requires_grad_(True)
         with torch.enable_grad():
-            wrong = 1 - self._posterior(self.parameters._replace(all_classes=common), evidence).classes[:, 0]
+            wrong = 1 - self._posterior(replace(self.parameters, all_classes=common), evidence).classes[:, 0]
             (slope,) = torch.autograd.grad(wrong.mean(), common)
             curvature = torch.autograd.functional.hessian(  # type: ignore[no-untyped-call]
-                lambda values: self._loss(self.parameters._replace(all_classes=values), evidence),
+                lambda values: self._loss(replace(self.parameters, all_classes=values), evidence),
                 common.detach(),
             )
         covariance = torch.linalg.pinv(curvature, hermitian=True) / len(wrong)
         drawn = (wrong * (1 - wrong)).detach().mean() / len(wrong)
         return math.sqrt(float((slope @ covariance @ slope).clamp(min=0) + drawn))
 
+    def _fitted(self, start: NoiseParameters, evidence: ClassEvidence) -> NoiseParameters:
+        """What makes the given labels most likely, together with the prior."""
+        free = start.free()
+        optimizer = torch.optim.LBFGS(
+            free, max_iter=100, history_size=20, tolerance_change=_SETTLED, line_search_fn="strong_wolfe"
+        )
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = self._loss(start.at(free), evidence)
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        with torch.enable_grad():
+            optimizer.step(closure)  # type: ignore[no-untyped-call]
+        return start.at([values.detach() for values in free]).centred(self._members(evidence))
+
+    @torch.no_grad()
+    def _find_partners(self, before: NoiseParameters, evidence: ClassEvidence) -> None:
+        """Give each class a partner, if that makes the labels so much more likely that it is not by chance.
+
+        They are found by what was held of the evidence before it was fitted without any: a class that is taken for
+        another makes both look hard then, and all evidence vague.
+        """
+        prior, _ = self._prior(before.all_classes, evidence)
+        members = self._members(evidence).to(prior.device)
+        start = self.parameters.with_partners(find_partners(prior, evidence, members))
+        cost = cost_of_partners(len(prior), self.num_classes) / len(prior)
+        alone = float(self._loss(self.parameters, evidence))
+        # Where there are none, that shows before anything is fitted to them, which would take most of the time.
+        if alone - float(self._loss(start, evidence)) > _AT_ONCE * cost:
+            partnered = self._fitted(start, evidence)
+            if alone - float(self._loss(partnered, evidence)) > cost:
+                self.parameters = partnered
+
     def _counted(self, counts: Tensor) -> Tensor:
-        """How often each class has each label, (C, C), by counting and the fitted rates; see `confusion`."""
-        wrong = (self.parameters.all_classes[1] + self.parameters.each_class).sigmoid()
-        return expected_pairs(counts, wrong.to(counts))
+        """How often each class has each label, (C, C), by counting and the fitted rates; see `mistakes`."""
+        return expected_pairs(counts, self.parameters.wrong().to(counts))
 
     def _fitted_to(self, evidence: ClassEvidence) -> ClassEvidence:
         return evidence[some(len(evidence.affinity), _MOST_FITTED, evidence.affinity.device)]
 
-    def _loss(self, parameters: _Parameters, evidence: ClassEvidence) -> Tensor:
+    def _loss(self, parameters: NoiseParameters, evidence: ClassEvidence) -> Tensor:
         members = self._members(evidence)
-        parameters = _centred(parameters, members)
-        common, each_class, flips = parameters
-        strength = torch.tensor(_STRENGTH, dtype=common.dtype)
-        prior_of_class, outside = self._prior(common, evidence)
-        _, label = self._explain(prior_of_class, outside, self._flipped(parameters, evidence))
-        strength[0] *= min(max(len(label) / _FIRMER_FROM, 1.0), _FIRMEST)
-        penalty = (strength * (common - self._middle) ** 2).sum()
-        smaller = (members.mean() / members.clamp(min=1)).clamp(min=1)
-        penalty = penalty + _CLASS_STRENGTH * self.num_classes * (smaller**3 * each_class**2).sum()
-        if flips is not None:
-            penalty = penalty + _FLIP_STRENGTH * (flips**2).sum()
-        return penalty / (2 * len(label)) - label.log().mean()
+        parameters = parameters.centred(members)
+        prior, outside = self._prior(parameters.all_classes, evidence)
+        _, label = self._explain(prior, outside, parameters.seen(evidence))
+        return parameters.penalty(members, len(label)) / (2 * len(label)) - label.log().mean()
 
     def _members(self, evidence: ClassEvidence) -> Tensor:
         """Number of samples given each class, (C,) float64."""
@@ -255,10 +257,10 @@ class LabelModel:
         return given.to(self.parameters.each_class)
 
     def _posterior(
-        self, parameters: _Parameters, evidence: ClassEvidence, pairs: Tensor | None = None
+        self, parameters: NoiseParameters, evidence: ClassEvidence, pairs: Tensor | None = None
     ) -> Posterior:
         prior, outside = self._prior(parameters.all_classes, evidence)
-        seen = self._flipped(parameters, evidence) if pairs is None else evidence.of_pairs(pairs)
+        seen = parameters.seen(evidence) if pairs is None else evidence.of_pairs(pairs)
         classes, label = self._explain(prior, outside, seen)
         named = prior.shape[1] - count_drawn(self.num_classes)
         return Posterior(classes / label[:, None], prior[:, 0] >= prior[:, :named].amax(dim=1))
@@ -277,23 +279,3 @@ class LabelModel:
         """Probability of each candidate together with the given label (n, M), and of the label (n,)."""
         classes = prior * seen * (1 - outside[:, None])
         return classes, (classes.sum(dim=1) + outside / self.num_classes).clamp(min=1e-30)
-
-    def _flipped(self, parameters: _Parameters, evidence: ClassEvidence) -> Tensor:
-        """How often each candidate class has the given label, (n, M), as fitted."""
-        common, each_class, flips = parameters
-        wrong = (common[1] + each_class).to(evidence.density.device).sigmoid()  # (C,)
-        if flips is None:
-            seen = evidence.of_classes(wrong / (self.num_classes - 1))
-            return torch.cat([1 - wrong[evidence.classes[:, :1]], seen[:, 1:]], dim=1)
-        itself = torch.eye(self.num_classes, dtype=torch.bool, device=wrong.device)
-        flip = flips.to(wrong).masked_fill(itself, -torch.inf).softmax(dim=1)
-        return evidence.of_pairs(wrong[:, None] * flip + torch.diag(1 - wrong))
-
-
-def _centred(parameters: _Parameters, members: Tensor) -> _Parameters:
-    """What classes add to r is nothing on average over the samples, (C,) of each class: r is that of all labels.
-
-    Otherwise r would be that of the many classes that are small, which no prior holds to that of the others.
-    """
-    each_class = parameters.each_class
-    return parameters._replace(each_class=each_class - (each_class * members).sum() / members.sum())

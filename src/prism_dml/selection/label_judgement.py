@@ -1,0 +1,45 @@
+"""What is believed of the labels of a data set."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from prism_dml.selection.candidates import Candidates
+from prism_dml.selection.mistakes import Mistakes
+
+
+@dataclass(frozen=True)
+class LabelJudgement:
+    """What is believed of each label of a data set.
+
+    Attributes:
+        suggested: (N,) the most probable class.
+        suggested_probability: (N,) of that class.
+        rate_error: standard error of `noise_rate`.
+        candidates: what the neighbours say.
+        classes: (N, M) the classes considered, the given one first; it again where there are fewer.
+        chances: (N, M) probability of each; what is missing to 1 is that of all others, and of none.
+        nowhere: (N,) probability of no class,
+        other_kind: (N,) and of that, of a kind that is none, see `of_a_class`.
+        mistakes: how often each class is given each label.
+    """
+
+    suggested: Tensor
+    suggested_probability: Tensor
+    rate_error: float
+    candidates: Candidates
+    classes: Tensor
+    chances: Tensor
+    nowhere: Tensor
+    other_kind: Tensor
+    mistakes: Mistakes
+
+    @property
+    def clean_probability(self) -> Tensor:
+        """That the given label is right, (N,)."""
+        return self.chances[:, 0]
+
+    @property
+    def noise_rate(self) -> float:
+        """Share of wrong labels in [0, 1], the mean of what is missing to 1."""
+        return float(1 - self.clean_probability.mean())
