@@ -5,10 +5,13 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch.nn.functional import normalize
 
+from prism_dml import find_label_issues
+from prism_dml.methods.second_opinion import given_the_label
 from prism_dml.selection import cross_fit, label_model
-from prism_dml.selection.candidates import ClassEvidence
+from prism_dml.selection.candidates import ClassEvidence, find_candidates, weigh_candidates
 from prism_dml.selection.cross_fit import judge_labels
-from prism_dml.selection.mistakes import LEAST_RATE, AnyAlike, ByPair, ByPartner, Mistakes
+from prism_dml.selection.discriminant import whiten
+from prism_dml.selection.mistakes import AnyAlike, ByPair, ByPartner, Mistakes
 from prism_dml.selection.partners import cost_of_partners, find_partners
 
 CLASSES = 40
@@ -38,8 +41,28 @@ def given(
     return normalize(rows, dim=1), truth, torch.where(wrong, (truth + shift) % CLASSES, truth)
 
 
+def alike(stretched: bool, each: int, apart: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings of classes of which two each are nearly the same, and their right labels."""
+    generator = torch.Generator().manual_seed(3)
+    truth = torch.arange(CLASSES).repeat(each)
+    centres = 0.35 * torch.randn(CLASSES // 2, 128, generator=generator)[torch.arange(CLASSES) // 2]
+    centres = centres + apart * torch.randn(CLASSES, 128, generator=generator)
+    spread = torch.randn(len(truth), 128, generator=generator)
+    if stretched:
+        spread = spread * torch.logspace(0.5, -0.7, 128)
+    return normalize(centres[truth] + spread, dim=1), truth
+
+
 def judged(rows: torch.Tensor, labels: torch.Tensor) -> cross_fit.LabelJudgement:
     return judge_labels(rows, labels, *(rows @ rows.T).fill_diagonal_(-math.inf).topk(64, dim=1))
+
+
+def evidence_for(rows: torch.Tensor, labels: torch.Tensor) -> ClassEvidence:
+    """By everyone's say alike."""
+    everyone, every = torch.ones(len(labels)), torch.arange(len(labels))
+    near = (rows @ rows.T).fill_diagonal_(-math.inf).topk(64, dim=1)
+    whitened = whiten(rows, labels, everyone, every)
+    return weigh_candidates(find_candidates(labels, *near), whitened, labels, everyone, every)
 
 
 @pytest.mark.parametrize("first", [5_000, 200])
@@ -53,13 +76,12 @@ def test_labels_that_one_other_class_is_given_are_found(first: int, monkeypatch:
     assert (found.suggested == truth).float().mean() > 0.88
     assert isinstance(found.mistakes, ByPartner)
     next_class = (torch.arange(CLASSES) + 1) % CLASSES
-    assert (found.mistakes.partners == next_class).float().mean() > 0.9
+    assert (found.mistakes.partners == next_class).float().mean() > 0.85
     assert found.mistakes.shares.median() == pytest.approx(0.3, abs=0.06)
     monkeypatch.setattr(label_model, "cost_of_partners", lambda *of: math.inf)
     without = judged(rows, labels)
-    assert isinstance(without.mistakes, AnyAlike) and without.noise_rate < 0.15, (
-        "they would be taken for hard ones"
-    )
+    assert isinstance(without.mistakes, AnyAlike)
+    assert without.noise_rate < found.noise_rate - 0.1, "they would be taken for hard ones"
     assert (without.suggested == truth).float().mean() < 0.8
 
 
@@ -70,18 +92,33 @@ def test_classes_have_no_partners_where_labels_are_right_or_any_alike(rate: floa
     assert isinstance(judged(rows, labels).mistakes, AnyAlike)
 
 
+@pytest.mark.parametrize("stretched, apart", [(False, 0.0), (False, 0.06), (True, 0.07)])
+@pytest.mark.parametrize("each", [20, 60])
+def test_classes_that_look_alike_are_not_taken_for_exchanged(
+    stretched: bool, apart: float, each: int
+) -> None:
+    rows, truth = alike(stretched, each, apart)
+    found = judged(rows, truth)
+    assert isinstance(found.mistakes, AnyAlike)
+    assert found.noise_rate < 0.02 and (found.clean_probability < 0.5).float().mean() < 0.01
+    if apart == 0:
+        assert len(find_label_issues(rows, truth).attrs["ambiguous_classes"]) > CLASSES // 3
+
+
 def test_a_partner_is_the_label_under_which_most_of_a_class_is_seen() -> None:
-    """Not its own, nor one that stands for many, nor one of far more samples."""
-    classes = torch.tensor([[0, 1, 2], [0, 2, 1], [1, 2, 0], [1, 0, 2], [2, 2, 2], [0, 3, 1]])
-    stands_for = torch.tensor([[1.0, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 7], [1, 0, 0], [1, 1, 1]])
+    """Not its own, nor one that stands for many, nor one of far more samples; and two are not each other's."""
+    classes = torch.tensor([[0, 1, 2], [0, 2, 1], [1, 2, 0], [1, 0, 2], [2, 2, 1], [0, 3, 1]])
+    stands_for = torch.tensor([[1.0, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 7], [1, 0, 1], [1, 1, 1]])
     prior = torch.tensor(
-        [[0.5, 0.3, 0.2], [0.4, 0.5, 0.1], [0.2, 0.6, 0.2], [0.5, 0.1, 0.4], [1, 0, 0], [0.1, 0.8, 0.1]]
+        [[0.5, 0.3, 0.2], [0.4, 0.5, 0.1], [0.2, 0.6, 0.2], [0.5, 0.1, 0.4], [0.4, 0.0, 0.6], [0.1, 0.8, 0.1]]
     )
     members = torch.tensor([3, 2, 1, 0])
-    # Of class 0 0.3 is seen under label 1, of class 1 0.5 under label 0, of class 2 0.7 under 0 and 0.6 under 1.
-    assert find_partners(prior, evidence_of(classes, stands_for), members).tolist() == [1, 0, 0, -1]
-    fewer = torch.tensor([4, 2, 1, 1])  # 0 has more than three times as many as 2 has
-    assert find_partners(prior, evidence_of(classes, stands_for), fewer).tolist() == [1, 0, 1, -1]
+    # Of class 0 0.3 is seen under label 1, of class 1 0.5 under label 2, of class 2 0.7 under label 0 and 0.6 under 1.
+    assert find_partners(prior, evidence_of(classes, stands_for), members).tolist() == [1, 2, 0, -1]
+    fewer = torch.tensor(
+        [4, 2, 1, 1]
+    )  # 0 has more than three times as many as 2 has: then 1 and 2 would be mutual
+    assert find_partners(prior, evidence_of(classes, stands_for), fewer).tolist() == [1, -1, -1, -1]
 
 
 def test_to_name_partners_costs_the_more_the_more_there_are_to_name() -> None:
@@ -100,6 +137,7 @@ def table(mistakes: Mistakes, count: int) -> torch.Tensor:
     return torch.stack(rows, dim=1)
 
 
+PAIRS = ByPair(torch.rand(4, 4, generator=torch.Generator().manual_seed(0)).softmax(dim=1))
 PARTNERS = ByPartner(0.1, torch.tensor([2, -1, 0, 2]), torch.tensor([0.3, 0.0, 0.2, 0.4]))
 
 
@@ -107,15 +145,13 @@ PARTNERS = ByPartner(0.1, torch.tensor([2, -1, 0, 2]), torch.tensor([0.3, 0.0, 0
 def test_what_a_class_is_given_sums_to_one(mistakes: Mistakes) -> None:
     shares = table(mistakes, 4)
     torch.testing.assert_close(shares.sum(dim=1), torch.ones(4))
-    assert (shares > 0).all() or mistakes == AnyAlike(0.0)
+    assert (shares > 0).all()
     if mistakes is PARTNERS:
         expected = torch.tensor([0.7 * 0.9, 0.7 * 0.1 / 3, 0.7 * 0.1 / 3 + 0.3, 0.7 * 0.1 / 3])
         torch.testing.assert_close(shares[0], expected)
 
 
-@pytest.mark.parametrize(
-    "mistakes", [AnyAlike(0.4), PARTNERS, ByPair(torch.rand(4, 4).softmax(dim=1))], ids=type
-)
+@pytest.mark.parametrize("mistakes", [AnyAlike(0.4), PARTNERS, PAIRS], ids=type)
 def test_the_probability_of_a_label_is_that_of_all_classes(mistakes: Mistakes) -> None:
     chances = torch.randn(5, 4, generator=torch.Generator().manual_seed(1)).softmax(dim=1)
     given = torch.tensor([[0], [1], [2], [3], [2]])
@@ -123,12 +159,45 @@ def test_the_probability_of_a_label_is_that_of_all_classes(mistakes: Mistakes) -
     torch.testing.assert_close(mistakes.label(chances, given), expected)
 
 
-@pytest.mark.parametrize("mistakes", [PARTNERS, ByPair(table(PARTNERS, 4))], ids=type)
-def test_classes_that_are_absent_make_no_mistakes(mistakes: Mistakes) -> None:
-    present = torch.tensor([1, 2, 4, 5])
-    shares = table(mistakes.among(present, 6), 6)
-    inside = shares[present[:, None], present]
-    torch.testing.assert_close(inside.argsort(dim=1)[:, -2:], table(mistakes, 4).argsort(dim=1)[:, -2:])
-    assert shares[[0, 3], [0, 3]].min() > 0.89 and (shares >= LEAST_RATE * 0.99).all()
-    after = torch.full((4, 8), 0.125)  # of a network that knows of two classes more
-    assert (mistakes.among(present, 6).label(after, present[:, None]) > 0).all()
+@pytest.mark.parametrize("mistakes", [PARTNERS, PAIRS], ids=type)
+def test_of_absent_classes_none_has_a_partner(mistakes: Mistakes) -> None:
+    present, own = torch.tensor([1, 2, 4, 5]), torch.tensor([[0], [1], [2], [3], [2]])
+    among = mistakes.among(present, 6)
+    chances = torch.randn(5, 4, generator=torch.Generator().manual_seed(1)).softmax(dim=1)
+    whole = torch.zeros(5, 6).index_copy_(1, present, chances)
+    shares = table(among, 6)
+    torch.testing.assert_close(among.label(whole, present[own]), (whole @ shares).gather(1, present[own]))
+    if mistakes is PAIRS:
+        torch.testing.assert_close(shares[present[:, None], present], PAIRS.shares)
+        assert shares[0, 0] == shares[3, 3] == 1
+    else:
+        assert among.partners.tolist() == [-1, 4, -1, -1, 1, 4]
+        torch.testing.assert_close(among.shares, torch.tensor([0.0, 0.3, 0.0, 0.0, 0.2, 0.4]))
+
+
+@pytest.mark.parametrize("mistakes", [AnyAlike(0.3), PARTNERS], ids=type)
+def test_of_classes_that_were_not_judged_a_label_is_as_of_any(mistakes: Mistakes) -> None:
+    """What a network says of eight classes, four of which no label is of, sums to one once a label is seen."""
+    logits = torch.randn(3, 8, generator=torch.Generator().manual_seed(2))
+    others = torch.tensor([[k for k in range(8) if k != label] for label in (0, 2, 3)])
+    classes = torch.cat([torch.tensor([[0], [2], [3]]), others], dim=1)
+    if mistakes is PARTNERS:
+        mistakes = PARTNERS.among(torch.arange(4), 8)
+    torch.testing.assert_close(given_the_label(logits, classes, mistakes).sum(dim=1), torch.ones(3))
+    assert given_the_label(1000 * logits, classes, mistakes).isfinite().all()
+
+
+def test_where_partners_are_found_the_error_of_the_rate_knows_of_them() -> None:
+    rows, _, labels = given(0.3, "pair")
+    model, evidence = label_model.LabelModel(CLASSES, 0.5), evidence_for(rows, labels)
+    model.fit(evidence)
+    assert model.partnered
+    with_shares = model.rate_error(evidence)
+    common = model.parameters.common()
+    assert len(common) == 3 and torch.equal(
+        model.parameters.with_common(common).shares, model.parameters.shares
+    )
+    moved = model.parameters.with_common(common + torch.tensor([0, 0, 1.0]))
+    assert (moved.given_to_partner() >= model.parameters.given_to_partner()).all()
+    model.parameters = model.parameters.with_partners(None)
+    assert with_shares > model.rate_error(evidence) > 0

@@ -96,7 +96,7 @@ def judge_labels(
 
     evidence, partnered = ask_the_others(), model.partnered
     model.fit(evidence)
-    if model.partnered and not partnered:  # the few that it was first fitted to did not tell of partners
+    if model.partnered != partnered:  # the few that it was first fitted to told otherwise
         evidence = ask_the_others()
         model.fit(evidence)
     model.raise_rate(evidence, least_rate(whitened, labels, model(evidence).classes[:, 0].float()))

@@ -42,4 +42,4 @@ class LabelJudgement:
     @property
     def noise_rate(self) -> float:
         """Share of wrong labels in [0, 1], the mean of what is missing to 1."""
-        return float(1 - self.clean_probability.mean())
+        return float(1 - self.clean_probability.contiguous().mean())

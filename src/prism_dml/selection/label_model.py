@@ -27,9 +27,8 @@ FAR = -4.0
 fence of a normal distribution is at -3.5."""
 _MOST_OUTSIDE = 0.7  # probability of no class, however far: a far sample's label may agree with the evidence
 _MOST_FITTED = 20_000  # samples that the parameters are fitted to: their errors are then far below others
-_AT_ONCE = (
-    0.5  # of what partners must gain: so much they do before anything is fitted to them, if they are there
-)
+# Of what partners must gain: so much they do before anything is fitted to them, if they are there.
+_AT_ONCE = 0.5
 
 
 def learns_pairs(num_samples: int, num_classes: int) -> bool:
@@ -91,7 +90,7 @@ class LabelModel:
         self._pairs: Tensor | None = None  # (C, C) how often class k is given label l; None: as fitted
 
     def fit(self, evidence: ClassEvidence) -> float:
-        """Fit the parameters to n samples; returns the mean loss, of likelihood and prior."""
+        """Fit the parameters to n samples; returns the mean loss, of likelihood and prior, and what partners cost."""
         evidence = self._fitted_to(evidence).filled()
         self._joint_counts = self._pairs = None
         before = self.parameters.with_partners(None)
@@ -100,7 +99,8 @@ class LabelModel:
         else:
             self.parameters = self._fitted(replace(before, flips=None), evidence)
             self._find_partners(before, evidence)
-        return float(self._loss(self.parameters, evidence))
+        cost = cost_of_partners(len(evidence.density), self.num_classes) / len(evidence.density)
+        return float(self._loss(self.parameters, evidence)) + cost * self.partnered
 
     @torch.no_grad()
     def raise_rate(self, evidence: ClassEvidence, least: float) -> None:
@@ -167,7 +167,7 @@ class LabelModel:
 
     @torch.no_grad()
     def mistakes(self, rate: float) -> Mistakes:
-        """How often class k is given label l, where so many labels are wrong in all; float32.
+        """How often class k is given label l, float32; where any is given alike, so that so many are wrong in all.
 
         Of pairs of classes that is between two answers. The likelihood, by which the rate is found, takes a sample for
         hard where people took one class for the other: too few wrong labels. Counting takes hard samples for wrong
@@ -190,13 +190,12 @@ class LabelModel:
     def rate_error(self, evidence: ClassEvidence) -> float:
         """Standard error of the mean probability of a wrong label: of what all classes share, and of n draws."""
         evidence = self._fitted_to(evidence)
-        common = self.parameters.all_classes.clone().requires_grad_(True)
+        common = self.parameters.common().requires_grad_(True)
         with torch.enable_grad():
-            wrong = 1 - self._posterior(replace(self.parameters, all_classes=common), evidence).classes[:, 0]
+            wrong = 1 - self._posterior(self.parameters.with_common(common), evidence).classes[:, 0]
             (slope,) = torch.autograd.grad(wrong.mean(), common)
             curvature = torch.autograd.functional.hessian(  # type: ignore[no-untyped-call]
-                lambda values: self._loss(replace(self.parameters, all_classes=values), evidence),
-                common.detach(),
+                lambda values: self._loss(self.parameters.with_common(values), evidence), common.detach()
             )
         covariance = torch.linalg.pinv(curvature, hermitian=True) / len(wrong)
         drawn = (wrong * (1 - wrong)).detach().mean() / len(wrong)

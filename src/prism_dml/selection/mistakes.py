@@ -83,18 +83,14 @@ class ByPartner:
 
     def label(self, chances: Tensor, given: Tensor) -> Tensor:
         """See `Mistakes`; O(n C)."""
-        chances = chances[:, : len(self.shares)]  # classes after that are given no label
-        exchanged = chances * self.shares
-        there = self.partners >= 0
-        label = (
-            torch.zeros_like(chances)
-            .index_add_(1, self.partners[there], exchanged[:, there])
-            .gather(1, given)
-        )
-        left = chances - exchanged
+        known = chances[:, : len(self.shares)]  # of classes after that nothing is known: any alike
+        exchanged, there = known * self.shares, self.partners >= 0
+        label = torch.zeros_like(known).index_add_(1, self.partners[there], exchanged[:, there])
         rate, elsewhere = AnyAlike(self.rate)._rates(chances.shape[1])
-        label = label + elsewhere * left.sum(dim=1, keepdim=True)
-        return label + (1 - rate - elsewhere) * left.gather(1, given)
+        left = chances.sum(dim=1, keepdim=True) - exchanged.sum(dim=1, keepdim=True)
+        own = (known - exchanged).gather(1, given)
+        label = label.gather(1, given) + elsewhere * left + (1 - rate - elsewhere) * own
+        return label.clamp(min=_IMPOSSIBLE)
 
     def among(self, present: Tensor, count: int) -> ByPartner:
         """See `Mistakes`; absent classes have no partner."""

@@ -35,7 +35,7 @@ class NoiseParameters:
         all_classes: (2,) b before softplus, and the logit of r.
         each_class: (C,) what is added to that logit.
         flips: (C, C) logarithms of f_kl, up to a constant for each k; None: all alike.
-        partners: (C,) the class whose label each class is given by mistake, -1 for none; None: there are none.
+        partners: (C,) int64, the class whose label each class is given by mistake, -1: none; None: no class has one.
         shares: (C + 1,) logits of how often each class is given the label of its partner, of `_MOST_SHARED`, and their
             middle.
     """
@@ -71,6 +71,19 @@ class NoiseParameters:
         shares = further.pop(0) if self.shares is not None else None
         return replace(self, all_classes=all_classes, each_class=each_class, flips=flips, shares=shares)
 
+    def common(self) -> Tensor:
+        """What all classes share, (2,), or (3,) where they have partners: `all_classes`, and what all shares add, 0."""
+        return (
+            self.all_classes.clone()
+            if self.shares is None
+            else torch.cat([self.all_classes, self.shares[:1] * 0])
+        )
+
+    def with_common(self, common: Tensor) -> NoiseParameters:
+        """The same with other values of what `common` gives."""
+        shares = None if self.shares is None else self.shares + common[2]
+        return replace(self, all_classes=common[:2], shares=shares)
+
     def wrong(self) -> Tensor:
         """r_k, the share of wrong labels of each class, (C,), beside what is given to its partner."""
         return (self.all_classes[1] + self.each_class).sigmoid()
@@ -79,7 +92,7 @@ class NoiseParameters:
         """The share of each class that is given its partner's label, (C,)."""
         if self.partners is None or self.shares is None:
             return torch.zeros_like(self.each_class)
-        return _MOST_SHARED * self.shares[:-1].sigmoid() * (self.partners.to(self.shares.device) >= 0)
+        return _MOST_SHARED * self.shares[:-1].sigmoid() * (self.partners >= 0)
 
     def seen(self, evidence: ClassEvidence) -> Tensor:
         """How often each candidate class has the given label, (n, M)."""

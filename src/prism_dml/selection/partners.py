@@ -13,37 +13,39 @@ else be said that all near it are its own."""
 
 
 def find_partners(prior: Tensor, evidence: ClassEvidence, members: Tensor) -> Tensor:
-    """For each class the label, not its own, under which the evidence sees most of it; (C,), -1 for none.
+    """For each class the label, not its own, under which the evidence sees most of it; (C,) on the CPU, -1 for none.
 
-    O(n M) memory, however many classes there are.
+    Two classes that would be each other's have none: the given labels do not tell whether they are exchanged, or look
+    alike and are labelled rightly. O(n M) memory, however many classes there are.
 
     Args:
         prior: (n, M) probability of each candidate before the label is seen.
         evidence: on these n samples.
         members: (C,) number of samples given each class.
     """
-    num_classes, labels = len(members), evidence.classes[:, :1].expand_as(evidence.classes)
+    count, labels = len(members), evidence.classes[:, :1].expand_as(evidence.classes)
     told = (evidence.stands_for == 1) & (evidence.classes != labels)  # what stands for many is no sign of one
     told &= members[labels] <= _MOST_TIMES * members[evidence.classes]
-    numbers = (evidence.classes * num_classes + labels)[told]
-    pairs, place = torch.unique(numbers, return_inverse=True)
-    mass = prior.new_zeros(len(pairs)).index_add_(0, place, prior[told])
-    order = mass.sort(stable=True).indices
-    pairs, partners = pairs[order], torch.full((num_classes,), -1, device=prior.device)
+    pairs, place = torch.unique((evidence.classes * count + labels)[told], return_inverse=True)
+    mass = torch.zeros(len(pairs), dtype=torch.float64, device=prior.device)
+    order = mass.index_add_(0, place, prior[told].double()).sort(stable=True).indices
+    order = order[(pairs[order] // count).sort(stable=True).indices]
+    chosen, classes = pairs[order], pairs[order] // count
     # The last of each class has the most; of the others none is written, as which comes last is not settled.
-    by_class = (pairs // num_classes).sort(stable=True)
-    last = torch.ones_like(by_class.values, dtype=torch.bool)
-    last[:-1] = by_class.values[1:] != by_class.values[:-1]
-    chosen = pairs[by_class.indices[last]]
-    partners[chosen // num_classes] = chosen % num_classes
-    return partners
+    last = torch.ones_like(classes, dtype=torch.bool)
+    last[:-1] = classes[1:] != classes[:-1]
+    partners = torch.full((count,), -1, device=prior.device)
+    partners[classes[last]] = chosen[last] % count
+    mutual = partners[partners] == torch.arange(count, device=prior.device)
+    return partners.masked_fill(mutual, -1).cpu()
 
 
 def cost_of_partners(count: int, num_classes: int) -> float:
     """By how much partners must make `count` labels more likely, in nats, to be more than chance.
 
     To name one of the other classes for each class takes log(C - 1), and a share that n / C samples tell another half
-    of log(n / C).
+    of log(n / C). That is for all classes, whether they have one or not, so that a few that look alike do not suffice;
+    of some thousand classes more than `count` labels can ever gain, as no more than 20,000 are looked at.
 
     Source: minimum description length, Rissanen, Automatica 14 (1978).
     """
