@@ -106,7 +106,7 @@ def test_classes_that_look_alike_are_not_taken_for_exchanged(
 
 
 def test_a_partner_is_the_label_under_which_most_of_a_class_is_seen() -> None:
-    """Not its own, nor one that stands for many, nor one of far more samples; and two are not each other's."""
+    """Not its own, nor one that stands for many, nor one of far more samples; and two are never each other's."""
     classes = torch.tensor([[0, 1, 2], [0, 2, 1], [1, 2, 0], [1, 0, 2], [2, 2, 1], [0, 3, 1]])
     stands_for = torch.tensor([[1.0, 1, 1], [1, 1, 1], [1, 1, 1], [1, 1, 7], [1, 0, 1], [1, 1, 1]])
     prior = torch.tensor(
@@ -115,10 +115,10 @@ def test_a_partner_is_the_label_under_which_most_of_a_class_is_seen() -> None:
     members = torch.tensor([3, 2, 1, 0])
     # Of class 0 0.3 is seen under label 1, of class 1 0.5 under label 2, of class 2 0.7 under label 0 and 0.6 under 1.
     assert find_partners(prior, evidence_of(classes, stands_for), members).tolist() == [1, 2, 0, -1]
-    fewer = torch.tensor(
-        [4, 2, 1, 1]
-    )  # 0 has more than three times as many as 2 has: then 1 and 2 would be mutual
-    assert find_partners(prior, evidence_of(classes, stands_for), fewer).tolist() == [1, -1, -1, -1]
+    # Where 0 has more than three times as many as 2 has, 1 and 2 would be each other's.
+    for members, expected in (([4, 2, 1, 1], [1, 2, -1, -1]), ([4, 1, 1, 1], [1, -1, -1, -1])):
+        found = find_partners(prior, evidence_of(classes, stands_for), torch.tensor(members))
+        assert found.tolist() == expected, "of a part twice as large as the other way round, or of none"
 
 
 def test_to_name_partners_costs_the_more_the_more_there_are_to_name() -> None:

@@ -12,11 +12,16 @@ _MOST_TIMES = 3
 else be said that all near it are its own."""
 
 
+_ONE_WAY = 2
+"""Of two classes that would be each other's partners, that one has the other under whose label so many times as large a
+part is seen of it as the other way round."""
+
+
 def find_partners(prior: Tensor, evidence: ClassEvidence, members: Tensor) -> Tensor:
     """For each class the label, not its own, under which the evidence sees most of it; (C,) on the CPU, -1 for none.
 
-    Two classes that would be each other's have none: the given labels do not tell whether they are exchanged, or look
-    alike and are labelled rightly. O(n M) memory, however many classes there are.
+    Of two classes that would be each other's at most one has the other (`_ONE_WAY`): the given labels do not tell
+    whether two are exchanged, or look alike and are labelled rightly. O(n M) memory, however many classes there are.
 
     Args:
         prior: (n, M) probability of each candidate before the label is seen.
@@ -28,16 +33,20 @@ def find_partners(prior: Tensor, evidence: ClassEvidence, members: Tensor) -> Te
     told &= members[labels] <= _MOST_TIMES * members[evidence.classes]
     pairs, place = torch.unique((evidence.classes * count + labels)[told], return_inverse=True)
     mass = torch.zeros(len(pairs), dtype=torch.float64, device=prior.device)
-    order = mass.index_add_(0, place, prior[told].double()).sort(stable=True).indices
+    mass.index_add_(0, place, prior[told].double())
+    order = mass.sort(stable=True).indices
     order = order[(pairs[order] // count).sort(stable=True).indices]
     chosen, classes = pairs[order], pairs[order] // count
     # The last of each class has the most; of the others none is written, as which comes last is not settled.
     last = torch.ones_like(classes, dtype=torch.bool)
     last[:-1] = classes[1:] != classes[:-1]
-    partners = torch.full((count,), -1, device=prior.device)
+    partners, part = torch.full((count,), -1, device=prior.device), mass.new_zeros(count)
     partners[classes[last]] = chosen[last] % count
-    mutual = partners[partners] == torch.arange(count, device=prior.device)
-    return partners.masked_fill(mutual, -1).cpu()
+    part[classes[last]] = (
+        mass[order[last]] / members[chosen[last] % count]
+    )  # of the samples under the partner's label
+    mutual = (partners >= 0) & (partners[partners] == torch.arange(count, device=prior.device))
+    return partners.masked_fill(mutual & (part < _ONE_WAY * part[partners]), -1).cpu()
 
 
 def cost_of_partners(count: int, num_classes: int) -> float:
