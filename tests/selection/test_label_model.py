@@ -15,6 +15,8 @@ from prism_dml.selection.draw import deal, some
 from prism_dml.selection.label_model import LabelModel, Posterior
 from prism_dml.selection.mistakes import AnyAlike
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture
 def sample():
@@ -306,10 +308,10 @@ def test_empty_columns_have_no_part_in_the_fit():
 def test_confusion_tells_which_class_is_taken_for_which():
     evidence, _, _ = separate(1, 3, rate=0.5)
     model = LabelModel(5)
-    assert model.mistakes(0.1) == AnyAlike(0.1), "nothing is counted"
+    assert model.mistakes(0.1, CPU) == AnyAlike(0.1), "nothing is counted"
     model.fit(evidence)
     model.count_pairs(evidence)
-    found = model.mistakes(0.1).shares
+    found = model.mistakes(0.1, CPU).shares
     assert (found >= 0).all()
     torch.testing.assert_close(found.sum(dim=1), torch.ones(5))
     off = found - torch.eye(5)
@@ -318,9 +320,9 @@ def test_confusion_tells_which_class_is_taken_for_which():
     assert found.diagonal()[[0, 2, 3, 4]].min() > 0.9, "the labels of the others are right"
     clean, *_ = separate(1, 3, rate=0)
     model.fit(clean)
-    assert model.mistakes(0.1) == AnyAlike(0.1), "what was counted is of other labels"
+    assert model.mistakes(0.1, CPU) == AnyAlike(0.1), "what was counted is of other labels"
     model.count_pairs(clean)
-    assert model.mistakes(0.1).shares.diagonal().min() > 0.95
+    assert model.mistakes(0.1, CPU).shares.diagonal().min() > 0.95
 
 
 def test_counted_pairs_name_the_wrong_labels_and_leave_their_share():

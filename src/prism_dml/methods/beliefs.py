@@ -52,10 +52,9 @@ def weigh(judged: Judged, num_classes: int) -> tuple[Tensor, Tensor]:
     """Weights w_k (N, 1 + OTHERS) of the listed classes, w_0 (N,) of any: sum_k w_k + C w_0 = 1.
 
     The probability q_k of a class is taken as proportional to e_k T_k: what the evidence says for it, and how often the
-    given label is seen in that class (`Mistakes`). The weight is
-    e_k^EVIDENCE T_k, up to a constant. What is of no class counts as one of the other classes, whichever. Classes that
-    are not listed have no weight, as labels of which most are wrong taught too little with it; but a sample that is of
-    none of those listed counts as of no class.
+    given label is seen in that class (`Mistakes`). The weight is e_k^EVIDENCE T_k, up to a constant. What is of no
+    class counts as one of the other classes, whichever. Classes that are not listed have no weight, as labels of which
+    most are wrong taught too little with it; but a sample that is of none of those listed counts as of no class.
     """
     elsewhere = min(max(judged.rate, LEAST_RATE), 1 - LEAST_RATE) / max(num_classes - 1, 1)
     seen = judged.mistakes.seen(judged.classes, judged.classes[:, :1], num_classes)

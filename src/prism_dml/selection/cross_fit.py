@@ -267,5 +267,5 @@ def _judgement(
         chances=torch.cat([clean[:, None], others], dim=1),
         nowhere=nowhere + other_kind,
         other_kind=other_kind,
-        mistakes=model.mistakes(float(1 - clean.mean())),
+        mistakes=model.mistakes(float(1 - clean.mean()), clean.device),
     )

@@ -166,7 +166,7 @@ class LabelModel:
         return self._prior(self.parameters.all_classes, evidence)[0]
 
     @torch.no_grad()
-    def mistakes(self, rate: float) -> Mistakes:
+    def mistakes(self, rate: float, device: torch.device) -> Mistakes:
         """How often class k is given label l, float32; where any is given alike, so that so many are wrong in all.
 
         Of pairs of classes that is between two answers. The likelihood, by which the rate is found, takes a sample for
@@ -175,12 +175,12 @@ class LabelModel:
         mean of both, for each class.
         """
         if self._joint_counts is not None:
-            return ByPair(self._counted(self._joint_counts).float())
+            return ByPair(self._counted(self._joint_counts).float().to(device))
         partners, shares = self.parameters.partners, self.parameters.given_to_partner().float()
         if partners is None:
             return AnyAlike(rate)
         alike = float(self.parameters.all_classes[1].sigmoid())
-        return ByPartner(alike, partners, shares.to(partners.device))
+        return ByPartner(alike, partners.to(device), shares.to(device))
 
     @property
     def partnered(self) -> bool:

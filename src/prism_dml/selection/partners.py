@@ -11,7 +11,6 @@ _MOST_TIMES = 3
 """So many times as many samples as a class the label of its partner may have. Of a class with hardly a member it could
 else be said that all near it are its own."""
 
-
 _ONE_WAY = 2
 """Of two classes that would be each other's partners, that one has the other under whose label so many times as large a
 part is seen of it as the other way round."""
@@ -36,15 +35,14 @@ def find_partners(prior: Tensor, evidence: ClassEvidence, members: Tensor) -> Te
     mass.index_add_(0, place, prior[told].double())
     order = mass.sort(stable=True).indices
     order = order[(pairs[order] // count).sort(stable=True).indices]
-    chosen, classes = pairs[order], pairs[order] // count
+    classes = pairs[order] // count
     # The last of each class has the most; of the others none is written, as which comes last is not settled.
     last = torch.ones_like(classes, dtype=torch.bool)
     last[:-1] = classes[1:] != classes[:-1]
+    order, classes = order[last], classes[last]
     partners, part = torch.full((count,), -1, device=prior.device), mass.new_zeros(count)
-    partners[classes[last]] = chosen[last] % count
-    part[classes[last]] = (
-        mass[order[last]] / members[chosen[last] % count]
-    )  # of the samples under the partner's label
+    partners[classes] = pairs[order] % count
+    part[classes] = mass[order] / members[partners[classes]]  # of the samples under the partner's label
     mutual = (partners >= 0) & (partners[partners] == torch.arange(count, device=prior.device))
     return partners.masked_fill(mutual & (part < _ONE_WAY * part[partners]), -1).cpu()
 
