@@ -132,7 +132,7 @@ def table(mistakes: Mistakes, count: int) -> torch.Tensor:
     rows = []
     for label in range(count):
         order = torch.cat([torch.tensor([label]), torch.tensor([k for k in range(count) if k != label])])
-        seen = mistakes.seen(order[None], torch.tensor([[label]]), count)[0]
+        seen = mistakes.seen(order[None], count)[0]
         rows.append(torch.zeros(count).index_copy_(0, order, seen))
     return torch.stack(rows, dim=1)
 

@@ -57,7 +57,7 @@ def weigh(judged: Judged, num_classes: int) -> tuple[Tensor, Tensor]:
     most are wrong taught too little with it; but a sample that is of none of those listed counts as of no class.
     """
     elsewhere = min(max(judged.rate, LEAST_RATE), 1 - LEAST_RATE) / max(num_classes - 1, 1)
-    seen = judged.mistakes.seen(judged.classes, judged.classes[:, :1], num_classes)
+    seen = judged.mistakes.seen(judged.classes, num_classes)
     weights = judged.chances**EVIDENCE * seen ** (1 - EVIDENCE)
     lost = judged.chances.sum(dim=1) + judged.nowhere < _LEAST_LISTED
     anywhere = (judged.nowhere.masked_fill(lost, 1.0) / num_classes) ** EVIDENCE * elsewhere ** (1 - EVIDENCE)

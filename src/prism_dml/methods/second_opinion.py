@@ -44,9 +44,9 @@ def given_the_label(logits: Tensor, classes: Tensor, mistakes: Mistakes) -> Tens
 
     Source: Bayes' rule; see forward correction, Patrini et al., CVPR 2017.
     """
-    chances, given = logits.softmax(dim=1), classes[:, :1]
-    seen = mistakes.seen(classes, given, logits.shape[1])
-    return chances.gather(1, classes) * seen / mistakes.label(chances, given)
+    chances = logits.softmax(dim=1)
+    seen = mistakes.seen(classes, logits.shape[1])
+    return chances.gather(1, classes) * seen / mistakes.label(chances, classes[:, :1])
 
 
 def pool(first: Tensor, second: Tensor) -> Tensor:

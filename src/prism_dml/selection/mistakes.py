@@ -15,10 +15,10 @@ _IMPOSSIBLE = 1e-30  # so probable at least is a label that was given
 
 
 class Mistakes(Protocol):
-    """T_kl, how often class k is given label l, for all of C classes; rows sum to 1."""
+    """T_kl, how often class k is given label l, for all of C classes; rows sum to 1, but for what `LEAST_RATE` adds."""
 
-    def seen(self, classes: Tensor, given: Tensor, num_classes: int) -> Tensor:
-        """T_kl for some classes (n, M) of each sample, the given one first, and its label (n, 1)."""
+    def seen(self, classes: Tensor, num_classes: int) -> Tensor:
+        """T_kl for some of `num_classes` classes (n, M) of each sample, and its label, which is the first."""
         ...
 
     def label(self, chances: Tensor, given: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class AnyAlike:
 
     rate: float
 
-    def seen(self, classes: Tensor, given: Tensor, num_classes: int) -> Tensor:
+    def seen(self, classes: Tensor, num_classes: int) -> Tensor:
         """1 - r for the given class, r / (C - 1) for any other."""
         rate, elsewhere = self._rates(num_classes)
         seen = torch.full(classes.shape, elsewhere, device=classes.device)
@@ -75,11 +75,11 @@ class ByPartner:
     partners: Tensor
     shares: Tensor
 
-    def seen(self, classes: Tensor, given: Tensor, num_classes: int) -> Tensor:
+    def seen(self, classes: Tensor, num_classes: int) -> Tensor:
         """See `Mistakes`."""
         shares = self.shares[classes]
-        left = (1 - shares) * AnyAlike(self.rate).seen(classes, given, num_classes)
-        return left + shares * (self.partners[classes] == given)
+        left = (1 - shares) * AnyAlike(self.rate).seen(classes, num_classes)
+        return left + shares * (self.partners[classes] == classes[:, :1])
 
     def label(self, chances: Tensor, given: Tensor) -> Tensor:
         """See `Mistakes`; O(n C)."""
@@ -111,9 +111,9 @@ class ByPair:
 
     shares: Tensor
 
-    def seen(self, classes: Tensor, given: Tensor, num_classes: int) -> Tensor:
+    def seen(self, classes: Tensor, num_classes: int) -> Tensor:
         """See `Mistakes`."""
-        return self.shares[classes, given].clamp(min=LEAST_RATE)
+        return self.shares[classes, classes[:, :1]].clamp(min=LEAST_RATE)
 
     def label(self, chances: Tensor, given: Tensor) -> Tensor:
         """See `Mistakes`; O(n C)."""

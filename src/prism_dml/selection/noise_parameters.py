@@ -49,10 +49,10 @@ class NoiseParameters:
 
     def with_flips(self) -> NoiseParameters:
         """The same with a share for each pair of classes, which are alike if they are new."""
+        if self.flips is not None:
+            return self
         count = len(self.each_class)
-        return (
-            self if self.flips is not None else replace(self, flips=self.each_class.new_zeros(count, count))
-        )
+        return replace(self, flips=self.each_class.new_zeros(count, count))
 
     def with_partners(self, partners: Tensor | None) -> NoiseParameters:
         """The same with these partners (C,), or with none."""
@@ -73,11 +73,8 @@ class NoiseParameters:
 
     def common(self) -> Tensor:
         """What all classes share, (2,), or (3,) where they have partners: `all_classes`, and what all shares add, 0."""
-        return (
-            self.all_classes.clone()
-            if self.shares is None
-            else torch.cat([self.all_classes, self.shares[:1] * 0])
-        )
+        added = 0 if self.shares is None else 1
+        return torch.cat([self.all_classes, self.all_classes.new_zeros(added)])
 
     def with_common(self, common: Tensor) -> NoiseParameters:
         """The same with other values of what `common` gives."""
