@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -52,7 +53,8 @@ def judge_labels(
     Trust is the probability that a label is right. What a label says of its fellows comes back to it through their
     trust, and wrong labels then confirm each other. So the samples are judged in folds, by the trust of the samples of
     other folds, which itself comes from these only. It begins with everyone alike, or with those whose neighbours agree
-    with them.
+    with them. Where classes have many samples, the means of the trusted are moved to where they make the labels most
+    likely, if labels without a say become more likely by it (`refine`).
 
     Args:
         embeddings: (N, D) float32 unit vectors.
@@ -270,7 +272,7 @@ def _judgement(
     return LabelJudgement(
         suggested=evidence.classes.gather(1, best[:, None]).squeeze(1),
         suggested_probability=probability.clamp(max=1),
-        rate_error=model.rate_error(evidence),
+        find_rate_error=partial(model.rate_error, model.fitted_to(evidence)),
         candidates=candidates,
         classes=evidence.classes[:, :named],
         chances=torch.cat([clean[:, None], others], dim=1),

@@ -1,5 +1,6 @@
 """What is believed of the labels of a data set."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -15,7 +16,7 @@ class LabelJudgement:
     Attributes:
         suggested: (N,) the most probable class.
         suggested_probability: (N,) of that class.
-        rate_error: standard error of `noise_rate`.
+        find_rate_error: finds `rate_error`, in a tenth of the time that all else took, which a run need not spend.
         candidates: what the neighbours say.
         classes: (N, M) the classes considered, the given one first; it again where there are fewer.
         chances: (N, M) probability of each; what is missing to 1 is that of all others, and of none.
@@ -26,7 +27,7 @@ class LabelJudgement:
 
     suggested: Tensor
     suggested_probability: Tensor
-    rate_error: float
+    find_rate_error: Callable[[], float]
     candidates: Candidates
     classes: Tensor
     chances: Tensor
@@ -38,6 +39,11 @@ class LabelJudgement:
     def clean_probability(self) -> Tensor:
         """That the given label is right, (N,)."""
         return self.chances[:, 0]
+
+    @property
+    def rate_error(self) -> float:
+        """Standard error of `noise_rate`; found anew each time."""
+        return self.find_rate_error()
 
     @property
     def noise_rate(self) -> float:

@@ -91,7 +91,7 @@ class LabelModel:
 
     def fit(self, evidence: ClassEvidence) -> float:
         """Fit the parameters to n samples; returns the mean loss, of likelihood and prior, and what partners cost."""
-        evidence = self._fitted_to(evidence).filled()
+        evidence = self.fitted_to(evidence).filled()
         self._joint_counts = self._pairs = None
         before = self.parameters.with_partners(None)
         if learns_pairs(len(evidence.density), self.num_classes):
@@ -109,7 +109,7 @@ class LabelModel:
         What the evidence is worth stays: fitted anew, it would be overrated, to make room for the wrong labels.
         """
         self._joint_counts = self._pairs = None  # of the rate before
-        evidence = self._fitted_to(evidence)
+        evidence = self.fitted_to(evidence)
         slope, start = self.parameters.all_classes
         low, high = start, start.new_tensor(10.0)
         if 1 - self(evidence).classes[:, 0].mean() >= least:
@@ -131,7 +131,7 @@ class LabelModel:
         """
         if self.parameters.flips is None:
             return
-        evidence = self._fitted_to(evidence)
+        evidence = self.fitted_to(evidence)
         wrong = 1 - self(evidence).classes[:, 0].mean()
         prior, outside = self._prior(self.parameters.all_classes, evidence)
         self._joint_counts = confident_joint(prior, evidence.classes, self.num_classes) + _SEEN_EACH
@@ -194,7 +194,7 @@ class LabelModel:
 
     def rate_error(self, evidence: ClassEvidence) -> float:
         """Standard error of the mean probability of a wrong label: of what all classes share, and of n draws."""
-        evidence = self._fitted_to(evidence)
+        evidence = self.fitted_to(evidence)
         common = self.parameters.common().requires_grad_(True)
         with torch.enable_grad():
             wrong = 1 - self._posterior(self.parameters.with_common(common), evidence).classes[:, 0]
@@ -205,6 +205,10 @@ class LabelModel:
         covariance = torch.linalg.pinv(curvature, hermitian=True) / len(wrong)
         drawn = (wrong * (1 - wrong)).detach().mean() / len(wrong)
         return math.sqrt(float((slope @ covariance @ slope).clamp(min=0) + drawn))
+
+    def fitted_to(self, evidence: ClassEvidence) -> ClassEvidence:
+        """The samples that parameters are fitted to, 20,000 at most."""
+        return evidence[some(len(evidence.affinity), _MOST_FITTED, evidence.affinity.device)]
 
     def _fitted(self, start: NoiseParameters, evidence: ClassEvidence) -> NoiseParameters:
         """What makes the given labels most likely, together with the prior."""
@@ -244,9 +248,6 @@ class LabelModel:
     def _counted(self, counts: Tensor) -> Tensor:
         """How often each class has each label, (C, C), by counting and the fitted rates; see `mistakes`."""
         return expected_pairs(counts, self.parameters.wrong().to(counts))
-
-    def _fitted_to(self, evidence: ClassEvidence) -> ClassEvidence:
-        return evidence[some(len(evidence.affinity), _MOST_FITTED, evidence.affinity.device)]
 
     def _loss(self, parameters: NoiseParameters, evidence: ClassEvidence) -> Tensor:
         members = self._members(evidence)

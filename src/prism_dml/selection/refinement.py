@@ -14,7 +14,7 @@ from prism_dml.selection.draw import some
 
 _EACH = 50  # samples for each class, from which on labels tell more of its direction than its mean does
 _NUMBERS, _MOST = 1 << 24, 1 << 16  # samples times classes, and samples, that are learned from at most
-_STEPS = 8  # of the optimiser: more make no difference
+_STEPS = 5  # of the optimiser: more make no difference
 _LEAST = 1e-9  # likelihood of a label
 _FEWEST = 0.5  # members that a class is taken to have: there may be some
 
