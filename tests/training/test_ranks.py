@@ -99,8 +99,7 @@ def runs(several, folder: Path, settings, tmp_path_factory: pytest.TempPathFacto
     return root, answers, norms
 
 
-def assert_same_run(one: Path, other: Path, rtol: float = 1e-4, atol: float = 1e-4) -> None:
-    # Some CPUs take another kernel for half a batch, whose rounding differs: sums of a class by 2e-5 after the run.
+def assert_same_run(one: Path, other: Path, rtol: float = 1e-6, atol: float = 1e-6) -> None:
     states = [load_file(run.with_suffix(".0")) for run in (one, other)]
     for state in states:  # chains that lead to entries which are no more depend on where they were built
         for key in [key for key in state if key.endswith((".latest", ".previous"))]:
