@@ -89,14 +89,16 @@ class Augment:
         brightness, contrast, saturation = factors.view(batch, 3, 1, 1).unbind(1)  # each (B, 1, 1)
         luma = pixels.new_tensor(_LUMA if channels == 3 else [1.0])  # (C,)
         flat = pixels.flatten(2)  # (B, C, H * W)
-        grey = flat.mean(2) @ luma  # (B,) mean brightness, the fixed point of contrast
+        # Neither a matrix product here nor baddbmm over one channel: how they round depends on B.
+        grey = (flat.mean(2) * luma).sum(1)  # (B,) mean brightness, the fixed point of contrast
         identity = torch.eye(channels, device=pixels.device)
         mix = saturation * identity + (1 - saturation) * luma  # (B, C, C) x -> s x + (1 - s) grey(x)
         mean, std = pixels.new_tensor(self.mean), pixels.new_tensor(self.std)
         scale = (brightness / (255 * std).view(3, 1)).expand(batch, 3, 1)  # (B, 3, 1)
         gain = scale * contrast * mix  # (B, 3, C)
         offset = scale * (1 - contrast) * grey.view(batch, 1, 1) - (mean / std).view(3, 1)  # (B, 3, 1)
-        return torch.baddbmm(offset, gain, flat).view(batch, 3, *pixels.shape[2:])
+        multiply_add = torch.addcmul if channels == 1 else torch.baddbmm
+        return multiply_add(offset, gain, flat).view(batch, 3, *pixels.shape[2:])
 
 
 def _uniform(batch: int, count: int, generator: torch.Generator) -> Tensor:
