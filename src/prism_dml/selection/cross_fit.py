@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import copy
 from functools import partial
 
 import torch
@@ -21,7 +20,6 @@ from prism_dml.selection.label_judgement import LabelJudgement
 from prism_dml.selection.label_model import LabelModel, Posterior
 from prism_dml.selection.noise_rate import implausibility
 from prism_dml.selection.open_set import of_a_class
-from prism_dml.selection.refinement import can_refine, refine
 
 FOLDS = 5
 """Parts of a data set, each judged by the other four."""
@@ -53,8 +51,7 @@ def judge_labels(
     Trust is the probability that a label is right. What a label says of its fellows comes back to it through their
     trust, and wrong labels then confirm each other. So the samples are judged in folds, by the trust of the samples of
     other folds, which itself comes from these only. It begins with everyone alike, or with those whose neighbours agree
-    with them. Where classes have many samples, the means of the trusted are moved to where they make the labels most
-    likely, if labels without a say become more likely by it (`refine`).
+    with them.
 
     Args:
         embeddings: (N, D) float32 unit vectors.
@@ -89,27 +86,21 @@ def judge_labels(
         begun.append((loss, model, trusts))
     _, model, trusts = begun[0] if begun[0][0] < begun[1][0] - _ALIKE else begun[1]
 
-    def ask_the_others() -> tuple[ClassEvidence, list[Tensor]]:
-        """Each fold's samples by those of the others that these trust, and how far each is trusted there."""
-        parts, found, trusted = [], [], []
+    def ask_the_others() -> ClassEvidence:
+        """Each fold's samples by those of the others that these trust."""
+        parts, found = [], []
         for fold, asked in enumerate(others):
             rest = asked.nonzero().squeeze(1)
             trust = model(weigh(trusts[fold], rest)).trust().float()
             parts.append((~asked).nonzero().squeeze(1))
-            trusted.append(torch.zeros_like(agreement).index_copy_(0, rest, trust))
-            found.append(weigh(trusted[fold], parts[fold]))
-        return ClassEvidence.joined(found)[torch.cat(parts).argsort()], trusted
+            found.append(weigh(torch.zeros_like(agreement).index_copy_(0, rest, trust), parts[fold]))
+        return ClassEvidence.joined(found)[torch.cat(parts).argsort()]
 
-    (evidence, trusted), partnered = ask_the_others(), model.partnered
-    loss = model.fit(evidence)
+    evidence, partnered = ask_the_others(), model.partnered
+    model.fit(evidence)
     if model.partnered != partnered:  # the few that it was first fitted to told otherwise
-        evidence, trusted = ask_the_others()
-        loss = model.fit(evidence)
-    if can_refine(len(labels), model.num_classes):
-        another, pairs = copy(model), model.parameters.pairs()
-        refined = refine(evidence, whitened, labels, trusted, folds, model.slope, pairs)
-        if another.fit(refined) < loss:  # else classes are balls
-            model, evidence = another, refined
+        evidence = ask_the_others()
+        model.fit(evidence)
     model.raise_rate(evidence, least_rate(whitened, labels, model(evidence).classes[:, 0].float()))
     model.count_pairs(evidence)
     return _judgement(model, evidence, candidates, labels)

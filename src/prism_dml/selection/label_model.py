@@ -183,11 +183,6 @@ class LabelModel:
         return ByPartner(alike, partners.to(device), shares.to(device))
 
     @property
-    def slope(self) -> float:
-        """b, as fitted."""
-        return float(softplus(self.parameters.all_classes[0]))
-
-    @property
     def partnered(self) -> bool:
         """Whether classes were found to have partners."""
         return self.parameters.partners is not None

@@ -91,24 +91,14 @@ class NoiseParameters:
             return torch.zeros_like(self.each_class)
         return _MOST_SHARED * self.shares[:-1].sigmoid() * (self.partners >= 0)
 
-    def pairs(self) -> Tensor:
-        """How often class k is given label l, (C, C)."""
-        wrong, share = self.wrong(), self.given_to_partner()
-        flips = torch.zeros(len(wrong), len(wrong)).to(wrong) if self.flips is None else self.flips
-        itself = torch.eye(len(wrong), dtype=torch.bool, device=wrong.device)
-        flip = flips.masked_fill(itself, -torch.inf).softmax(dim=1)
-        pairs = (1 - share)[:, None] * (wrong[:, None] * flip + torch.diag(1 - wrong))
-        if self.partners is None:
-            return pairs
-        theirs = self.partners[:, None] == torch.arange(len(wrong), device=wrong.device)
-        return pairs + share[:, None] * theirs
-
     def seen(self, evidence: ClassEvidence) -> Tensor:
         """How often each candidate class has the given label, (n, M)."""
         count, device = len(self.each_class), evidence.density.device
         wrong = self.wrong().to(device)
         if self.flips is not None:
-            return evidence.of_pairs(self.pairs().to(device))
+            itself = torch.eye(count, dtype=torch.bool, device=device)
+            flip = self.flips.to(device).masked_fill(itself, -torch.inf).softmax(dim=1)
+            return evidence.of_pairs(wrong[:, None] * flip + torch.diag(1 - wrong))
         if self.partners is None:
             seen = evidence.of_classes(wrong / (count - 1))
             return torch.cat([1 - wrong[evidence.classes[:, :1]], seen[:, 1:]], dim=1)
