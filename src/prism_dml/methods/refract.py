@@ -29,8 +29,9 @@ APART, FEW = 0.5, 2
 one look only, the last, and of few classes with many samples each compares embeddings, too: more would cost too much
 beside so little training."""
 
-BELIEVED = 0.5
-"""Probability of being right from which on a label is believed."""
+BELIEVED, OF_MANY = 0.5, 0.8
+"""Probability of being right from which on a label is believed; and in training, where classes are few and have many
+samples each: there are enough that are surely right, and of what people mistake the judge believes too much."""
 
 SURENESS = 4
 """A doubtful sample is drawn as often as the probability of its most probable class, to this power, says: what may be
@@ -126,7 +127,9 @@ class Refract(Method):
         width = num_compared(data.num_samples, LENGTH) if widths(embedder) else 0
         # (N, width) see `_rows`
         self.register_buffer("patch_features", torch.zeros(data.num_samples, width, dtype=torch.half))
-        self._tells_apart = width > 0 and not learns_pairs(data.num_samples, data.num_classes)
+        many = learns_pairs(data.num_samples, data.num_classes)
+        self._believed_from = OF_MANY if many else BELIEVED
+        self._tells_apart = width > 0 and not many
         if self._tells_apart:  # from what the backbone makes of an image to its patch features
             self.patch_projection = CosineClassifier.draw(width, embedder.head.in_features, seed=1)
         self.instance_loss = InstanceLoss()
@@ -187,7 +190,7 @@ class Refract(Method):
     def _believe(self, judged: Judged) -> None:
         """Decide what the next steps learn from."""
         weights, anywhere = weigh(judged, len(self.class_weights))
-        self.trusted.copy_(judged.clean >= BELIEVED)
+        self.trusted.copy_(judged.clean >= self._believed_from)
         self.targets.copy_(judged.classes)
         self.weights.copy_(weights)
         self.anywhere.copy_(anywhere)
