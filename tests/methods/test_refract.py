@@ -424,6 +424,16 @@ def test_of_few_large_classes_labels_are_all_that_is_learned() -> None:
     )
 
 
+@pytest.mark.parametrize("count, believed", [(2499, 4), (2500, 2)])
+def test_of_few_large_classes_what_is_surely_right_is_believed(count: int, believed: int) -> None:
+    method = build("refract", torch.arange(count) % 10, Linear(dim=16))
+    classes = (method.targets[:, :1] + torch.arange(5)) % 10
+    chances, nothing = torch.zeros(count, 5), torch.zeros(count)
+    chances[:5, 0] = torch.tensor([1.0, 0.81, 0.79, 0.51, 0.49])
+    method._believe(Judged(classes, chances, classes[:, 1], chances[:, 1], nothing, 0.4, AnyAlike(0.4)))
+    assert method.trusted.nonzero().squeeze(1).tolist() == list(range(believed))
+
+
 def test_in_a_run_of_few_epochs_there_is_one_look() -> None:
     """Of few large classes, and in less than half an epoch, it compares embeddings."""
     embedder = Embedder("small", 16, image_size=16, backbone_options={"widths": (4, 6)}).eval()

@@ -620,3 +620,20 @@ def test_a_class_that_is_often_taken_for_one_other(rate: float):
         assert (found.suggested == truth).float().mean() > 0.95
         for k in range(8):
             assert found.mistakes.shares[k].argsort(descending=True)[:2].tolist() == [k, (k + 1) % 8]
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.2])
+def test_frequent_classes_are_not_taken_for_mistaken_rare_ones(rate: float):
+    """Ten classes that overlap, of 1,500 samples to 20, enough for pairs of classes."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.arange(10).repeat_interleave((1500 * (1 / 75) ** (torch.arange(10) / 9)).long())
+    rows = 0.4 * torch.randn(10, 32, generator=generator)[truth]
+    rows = torch.nn.functional.normalize(rows + torch.randn(len(truth), 32, generator=generator), dim=1)
+    wrong = torch.rand(len(truth), generator=generator) < rate
+    shift = torch.randint(1, 10, (len(truth),), generator=generator)
+    labels = torch.where(wrong, (truth + shift) % 10, truth)
+    found = judge_labels(rows, labels, *nearest(rows))
+    assert found.noise_rate == pytest.approx(float(wrong.float().mean()), abs=0.04)
+    assert (found.clean_probability < 0.5)[~wrong].float().mean() < (0.05 if rate else 0.01)
+    if rate:
+        assert roc_auc_score(~wrong, found.clean_probability) > 0.96

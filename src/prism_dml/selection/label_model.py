@@ -20,7 +20,7 @@ _LOGIT = -3.0  # the middle of the prior of r's
 _PER_FLIP = 25  # samples for each pair of classes, from which on pairs have their own shares of wrong labels
 _SETTLED = 1e-6  # change of the mean loss that says nothing
 _SEEN_EACH = 5.0  # samples of each class with each label, before they are counted: no mistake is impossible
-_FEWEST = 0.5  # samples that are given a class, at least: that none of those drawn is may be by chance
+_FEWEST = 0.5  # members of a class: that there are none may be by chance
 _LEAST_MISSED = 1e-6  # of the labels of a class, so that there is an interval
 _HALVINGS = 30  # of the interval that the rate is in
 FAR = -4.0
@@ -69,11 +69,11 @@ class LabelModel:
 
     Class k has the probability p_k ~ exp(b density_k); samples far from everything are of no class. The label is the
     true class k with probability 1 - r_k, else another class l with a probability f_kl: any alike, or, where there are
-    few classes and many samples, more often those that it is mistaken for. There p_k is in proportion to the number of
-    samples that are given class k, too: else pairs would tell how frequent classes are, rare ones being mistaken for
-    frequent ones. r_k is about r, the more so the more classes there are and the fewer members this one has. b, r, r_k
-    and f are those that make the given labels most likely. As these are known, that needs no truth. Which classes are
-    mistaken for which is then better counted (`count_pairs`).
+    few classes and many samples, more often those that it is mistaken for. There p_k is in proportion to the members
+    that the class has, as far as known, too: else pairs would tell how frequent classes are, rare ones seeming to be
+    mistaken for frequent ones. r_k is about r, the more so the more classes there are and the fewer members this one
+    has. b, r, r_k and f are those that make the given labels most likely. As these are known, that needs no truth.
+    Which classes are mistaken for which is then better counted (`count_pairs`).
     Where there are too few samples for that, each class may have one partner whose label a share of it is given before
     all this, s_k: if that makes the labels so much more likely that it is not by chance (`cost_of_partners`).
 
@@ -89,9 +89,7 @@ class LabelModel:
         self.num_classes = num_classes
         middle = torch.tensor([math.log(math.expm1(slope)), _LOGIT], dtype=torch.float64)
         self.parameters = NoiseParameters(middle, middle, torch.zeros(num_classes, dtype=torch.float64))
-        self._log_frequency = torch.zeros(
-            num_classes, dtype=torch.float64
-        )  # of the classes, up to a constant
+        self._log_members: Tensor | None = None  # (C,) how many are of each class; None: as many of all
         self._joint_counts: Tensor | None = None  # (C, C) see `confident_joint`
         self._pairs: Tensor | None = None  # (C, C) how often class k is given label l; None: as fitted
 
@@ -101,7 +99,7 @@ class LabelModel:
         self._joint_counts = self._pairs = None
         before = self.parameters.with_partners(None)
         pairs = learns_pairs(len(evidence.density), self.num_classes)
-        self._log_frequency = self._log_members(evidence) if pairs else torch.zeros_like(self._log_frequency)
+        self._log_members = self._expected_members(evidence).log() if pairs else None
         if pairs:
             self.parameters = self._fitted(before.with_flips(), evidence)
         else:
@@ -259,15 +257,11 @@ class LabelModel:
         _, label = self._explain(prior, outside, parameters.seen(evidence))
         return parameters.penalty(members, len(label)) / (2 * len(label)) - label.log().mean()
 
-    @torch.no_grad()
-    def _log_members(self, evidence: ClassEvidence) -> Tensor:
-        """Logarithm of how many samples are of each class, (C,), by what is known before the fit."""
-        belief, members = (
-            self(evidence).classes,
-            torch.zeros_like(self._log_frequency, device=evidence.density.device),
-        )
-        members.index_add_(0, evidence.classes.flatten(), belief.flatten().to(members))
-        return (members.cpu() + _FEWEST).log()
+    def _expected_members(self, evidence: ClassEvidence) -> Tensor:
+        """Number of samples that are of each class, (C,), by what is known so far, and that may be."""
+        belief = self(evidence).classes
+        members = belief.new_full((self.num_classes,), _FEWEST)
+        return members.index_add_(0, evidence.classes.flatten(), belief.flatten())
 
     def _members(self, evidence: ClassEvidence) -> Tensor:
         """Number of samples given each class, (C,) float64."""
@@ -287,7 +281,8 @@ class LabelModel:
         """Probability of each candidate (n, M), were all of some class, and of no class (n,)."""
         slope = softplus(common[0].to(evidence.density.device))
         scores = slope * evidence.density + evidence.log_stands_for  # (n, M); -inf: no such column
-        scores = scores + evidence.of_classes(self._log_frequency.to(scores))
+        if self._log_members is not None:
+            scores = scores + evidence.of_classes(self._log_members.to(scores))
         # Nobody knows what a class without other members looks like: it is as probable as any.
         blank = scores[evidence.unknown, 1:].logsumexp(dim=1) - math.log(self.num_classes - 1)
         scores[evidence.unknown, 0] = blank
