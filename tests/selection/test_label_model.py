@@ -12,8 +12,9 @@ from prism_dml.selection.confident_joint import confident_joint
 from prism_dml.selection.cross_fit import FOLDS, judge_labels, vote_odds
 from prism_dml.selection.discriminant import ClassBalls, Whitened, leading, whiten, within_classes
 from prism_dml.selection.draw import deal, some
-from prism_dml.selection.label_model import LabelModel, Posterior
+from prism_dml.selection.label_model import LabelModel
 from prism_dml.selection.mistakes import AnyAlike
+from prism_dml.selection.posterior import Posterior
 
 CPU = torch.device("cpu")
 
@@ -289,6 +290,14 @@ def test_few_classes_have_their_own_flips():
     alike.parameters = replace(alike.parameters, flips=None)
     assert right[changed].mean() < alike(evidence).classes[changed, 0].mean() - 0.05
     assert right[(labels == 3) & ~changed].mean() > 0.8
+
+
+def test_members_do_not_count_where_no_class_has_more():
+    """It would take chance for frequency."""
+    evidence, *_ = separate(1, 3, rate=0)
+    model = LabelModel(5)
+    model.fit(evidence)
+    assert model.parameters.flips is not None and model._log_members is None
 
 
 def test_empty_columns_have_no_part_in_the_fit():

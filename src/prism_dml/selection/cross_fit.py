@@ -17,9 +17,10 @@ from prism_dml.selection.candidates import (
 from prism_dml.selection.discriminant import ClassBalls, Whitened, leading, whiten
 from prism_dml.selection.draw import deal, some
 from prism_dml.selection.label_judgement import LabelJudgement
-from prism_dml.selection.label_model import LabelModel, Posterior
+from prism_dml.selection.label_model import LabelModel
 from prism_dml.selection.noise_rate import implausibility
 from prism_dml.selection.open_set import of_a_class
+from prism_dml.selection.posterior import Posterior
 
 FOLDS = 5
 """Parts of a data set, each judged by the other four."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,9 +15,11 @@ from prism_dml.selection.draw import some
 from prism_dml.selection.mistakes import AnyAlike, ByPair, ByPartner, Mistakes
 from prism_dml.selection.noise_parameters import NoiseParameters
 from prism_dml.selection.partners import cost_of_partners, find_partners
+from prism_dml.selection.posterior import Posterior
 
 _LOGIT = -3.0  # the middle of the prior of r's
 _PER_FLIP = 25  # samples for each pair of classes, from which on pairs have their own shares of wrong labels
+_ALIKE = 5e-3  # difference in the mean loss that says nothing
 _SETTLED = 1e-6  # change of the mean loss that says nothing
 _SEEN_EACH = 5.0  # samples of each class with each label, before they are counted: no mistake is impossible
 _FEWEST = 0.5  # members of a class: that there are none may be by chance
@@ -37,43 +39,16 @@ def learns_pairs(num_samples: int, num_classes: int) -> bool:
     return min(num_samples, _MOST_FITTED) >= _PER_FLIP * num_classes**2
 
 
-@dataclass(frozen=True)
-class Posterior:
-    """What is believed of n samples and their M candidates after the given label is seen.
-
-    Attributes:
-        classes: (n, M) probability that the sample belongs to each candidate, the given class first; what is missing
-            to 1 is that of no class.
-        wins: (n,) bool, whether the given class was the most probable before the label was seen.
-    """
-
-    classes: Tensor
-    wins: Tensor
-
-    @property
-    def knowledge(self) -> Tensor:
-        """How many of the right labels the evidence alone would have given, () in [0, 1]."""
-        return (self.wins.sum() / self.classes[:, 0].sum().clamp(min=1e-9)).clamp(max=1)
-
-    def trust(self) -> Tensor:
-        """Weight (n,) in [0, 1] of each sample as a member of its given class.
-
-        The probability that the label is right, where the evidence knows half of the classes or more: where it hardly
-        does, doubts are mostly chance, and would confirm themselves.
-        """
-        return 1 - (2 * self.knowledge).clamp(max=1) * (1 - self.classes[:, 0])
-
-
 class LabelModel:
     """A class for each sample from the evidence, and then, with some probability, a label that is wrong.
 
     Class k has the probability p_k ~ exp(b density_k); samples far from everything are of no class. The label is the
     true class k with probability 1 - r_k, else another class l with a probability f_kl: any alike, or, where there are
     few classes and many samples, more often those that it is mistaken for. There p_k is in proportion to the members
-    that the class has, as far as known, too: else pairs would tell how frequent classes are, rare ones seeming to be
-    mistaken for frequent ones. r_k is about r, the more so the more classes there are and the fewer members this one
-    has. b, r, r_k and f are those that make the given labels most likely. As these are known, that needs no truth.
-    Which classes are mistaken for which is then better counted (`count_pairs`).
+    that the class has, as far as known, too, if that makes the labels more likely: else pairs would tell how frequent
+    classes are, rare ones seeming to be mistaken for frequent ones. r_k is about r, the more so the more classes there
+    are and the fewer members this one has. b, r, r_k and f are those that make the given labels most likely. As these
+    are known, that needs no truth. Which classes are mistaken for which is then better counted (`count_pairs`).
     Where there are too few samples for that, each class may have one partner whose label a share of it is given before
     all this, s_k: if that makes the labels so much more likely that it is not by chance (`cost_of_partners`).
 
@@ -98,11 +73,12 @@ class LabelModel:
         evidence = self.fitted_to(evidence).filled()
         self._joint_counts = self._pairs = None
         before = self.parameters.with_partners(None)
-        pairs = learns_pairs(len(evidence.density), self.num_classes)
-        self._log_members = self._expected_members(evidence).log() if pairs else None
-        if pairs:
-            self.parameters = self._fitted(before.with_flips(), evidence)
+        if learns_pairs(len(evidence.density), self.num_classes):
+            start = before.with_flips()
+            self._count_members(start, evidence)
+            self.parameters = self._fitted(start, evidence)
         else:
+            self._log_members = None
             self.parameters = self._fitted(replace(before, flips=None), evidence)
             self._find_partners(before, evidence)
         cost = cost_of_partners(len(evidence.density), self.num_classes) / len(evidence.density)
@@ -257,11 +233,17 @@ class LabelModel:
         _, label = self._explain(prior, outside, parameters.seen(evidence))
         return parameters.penalty(members, len(label)) / (2 * len(label)) - label.log().mean()
 
-    def _expected_members(self, evidence: ClassEvidence) -> Tensor:
-        """Number of samples that are of each class, (C,), by what is known so far, and that may be."""
+    @torch.no_grad()
+    def _count_members(self, start: NoiseParameters, evidence: ClassEvidence) -> None:
+        """Let the members of the classes count, as far as known before the fit, if labels are more likely by that."""
         belief = self(evidence).classes
         members = belief.new_full((self.num_classes,), _FEWEST)
-        return members.index_add_(0, evidence.classes.flatten(), belief.flatten())
+        members.index_add_(0, evidence.classes.flatten(), belief.flatten())
+        self._log_members = None
+        alike = float(self._loss(start, evidence))
+        self._log_members = members.log()
+        if float(self._loss(start, evidence)) > alike - _ALIKE:
+            self._log_members = None
 
     def _members(self, evidence: ClassEvidence) -> Tensor:
         """Number of samples given each class, (C,) float64."""

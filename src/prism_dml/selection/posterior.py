@@ -1,0 +1,32 @@
+"""What is believed of samples once the label that each was given is seen."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What is believed of n samples and their M candidates after the given label is seen.
+
+    Attributes:
+        classes: (n, M) probability that the sample belongs to each candidate, the given class first; what is missing
+            to 1 is that of no class.
+        wins: (n,) bool, whether the given class was the most probable before the label was seen.
+    """
+
+    classes: Tensor
+    wins: Tensor
+
+    @property
+    def knowledge(self) -> Tensor:
+        """How many of the right labels the evidence alone would have given, () in [0, 1]."""
+        return (self.wins.sum() / self.classes[:, 0].sum().clamp(min=1e-9)).clamp(max=1)
+
+    def trust(self) -> Tensor:
+        """Weight (n,) in [0, 1] of each sample as a member of its given class.
+
+        The probability that the label is right, where the evidence knows half of the classes or more: where it hardly
+        does, doubts are mostly chance, and would confirm themselves.
+        """
+        return 1 - (2 * self.knowledge).clamp(max=1) * (1 - self.classes[:, 0])
