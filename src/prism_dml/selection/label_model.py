@@ -242,7 +242,7 @@ class LabelModel:
         self._log_members = None
         alike = float(self._loss(start, evidence))
         self._log_members = members.log()
-        if float(self._loss(start, evidence)) > alike - _ALIKE:
+        if not float(self._loss(start, evidence)) < alike - _ALIKE:
             self._log_members = None
 
     def _members(self, evidence: ClassEvidence) -> Tensor:
