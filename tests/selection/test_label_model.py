@@ -632,15 +632,17 @@ def test_a_class_that_is_often_taken_for_one_other(rate: float):
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.2])
-def test_frequent_classes_are_not_taken_for_mistaken_rare_ones(rate: float):
-    """Ten classes that overlap, of 1,500 samples to 20, enough for pairs of classes."""
-    generator = torch.Generator().manual_seed(0)
-    truth = torch.arange(10).repeat_interleave((1500 * (1 / 75) ** (torch.arange(10) / 9)).long())
-    rows = 0.4 * torch.randn(10, 32, generator=generator)[truth]
-    rows = torch.nn.functional.normalize(rows + torch.randn(len(truth), 32, generator=generator), dim=1)
+@pytest.mark.parametrize("classes, sizes, width", [(10, (1500, 20), 32), (30, (600, 2), 64)])
+def test_frequent_classes_are_not_taken_for_mistaken_rare_ones(classes, sizes, width, rate: float):
+    """Classes that overlap, with a long tail: few, with enough samples for pairs of classes, and more."""
+    generator, (most, least) = torch.Generator().manual_seed(0), sizes
+    counts = (most * (least / most) ** (torch.arange(classes) / (classes - 1))).round().long()
+    truth = torch.arange(classes).repeat_interleave(counts)
+    rows = 3.2 / math.sqrt(2 * width) * torch.randn(classes, width, generator=generator)[truth]
+    rows = torch.nn.functional.normalize(rows + torch.randn(len(truth), width, generator=generator), dim=1)
     wrong = torch.rand(len(truth), generator=generator) < rate
-    shift = torch.randint(1, 10, (len(truth),), generator=generator)
-    labels = torch.where(wrong, (truth + shift) % 10, truth)
+    shift = torch.randint(1, classes, (len(truth),), generator=generator)
+    labels = torch.where(wrong, (truth + shift) % classes, truth)
     found = judge_labels(rows, labels, *nearest(rows))
     assert found.noise_rate == pytest.approx(float(wrong.float().mean()), abs=0.04)
     assert (found.clean_probability < 0.5)[~wrong].float().mean() < (0.05 if rate else 0.01)

@@ -19,7 +19,6 @@ from prism_dml.selection.posterior import Posterior
 
 _LOGIT = -3.0  # the middle of the prior of r's
 _PER_FLIP = 25  # samples for each pair of classes, from which on pairs have their own shares of wrong labels
-_ALIKE = 5e-3  # difference in the mean loss that says nothing
 _SETTLED = 1e-6  # change of the mean loss that says nothing
 _SEEN_EACH = 5.0  # samples of each class with each label, before they are counted: no mistake is impossible
 _FEWEST = 0.5  # members of a class: that there are none may be by chance
@@ -42,13 +41,13 @@ def learns_pairs(num_samples: int, num_classes: int) -> bool:
 class LabelModel:
     """A class for each sample from the evidence, and then, with some probability, a label that is wrong.
 
-    Class k has the probability p_k ~ exp(b density_k); samples far from everything are of no class. The label is the
-    true class k with probability 1 - r_k, else another class l with a probability f_kl: any alike, or, where there are
-    few classes and many samples, more often those that it is mistaken for. There p_k is in proportion to the members
-    that the class has, as far as known, too, if that makes the labels more likely: else pairs would tell how frequent
-    classes are, rare ones seeming to be mistaken for frequent ones. r_k is about r, the more so the more classes there
-    are and the fewer members this one has. b, r, r_k and f are those that make the given labels most likely. As these
-    are known, that needs no truth. Which classes are mistaken for which is then better counted (`count_pairs`).
+    Class k has the probability p_k ~ m_k exp(b density_k); samples far from everything are of no class. m_k are the
+    members of the class, as far as known, if these make the labels so much more likely that it is not by chance, else
+    1: without them rare classes seem to be mistaken for frequent ones. The label is the true class k with probability
+    1 - r_k, else another class l with a probability f_kl: any alike, or, where there are few classes and many samples,
+    more often those that it is mistaken for. r_k is about r, the more so the more classes there are and the fewer
+    members this one has. b, r, r_k and f are those that make the given labels most likely. As these are known, that
+    needs no truth. Which classes are mistaken for which is then better counted (`count_pairs`).
     Where there are too few samples for that, each class may have one partner whose label a share of it is given before
     all this, s_k: if that makes the labels so much more likely that it is not by chance (`cost_of_partners`).
 
@@ -73,13 +72,11 @@ class LabelModel:
         evidence = self.fitted_to(evidence).filled()
         self._joint_counts = self._pairs = None
         before = self.parameters.with_partners(None)
-        if learns_pairs(len(evidence.density), self.num_classes):
-            start = before.with_flips()
-            self._count_members(start, evidence)
-            self.parameters = self._fitted(start, evidence)
-        else:
-            self._log_members = None
-            self.parameters = self._fitted(replace(before, flips=None), evidence)
+        pairs = learns_pairs(len(evidence.density), self.num_classes)
+        start = before.with_flips() if pairs else replace(before, flips=None)
+        self._count_members(start, evidence)
+        self.parameters = self._fitted(start, evidence)
+        if not pairs:
             self._find_partners(before, evidence)
         cost = cost_of_partners(len(evidence.density), self.num_classes) / len(evidence.density)
         return float(self._loss(self.parameters, evidence)) + cost * self.partnered
@@ -235,14 +232,18 @@ class LabelModel:
 
     @torch.no_grad()
     def _count_members(self, start: NoiseParameters, evidence: ClassEvidence) -> None:
-        """Let the members of the classes count, as far as known before the fit, if labels are more likely by that."""
+        """Let the members of the classes count, as far as known before the fit, if labels are more likely by that.
+
+        By more, in nats, than it takes to name so many numbers: half of log(n) for each (minimum description length).
+        """
         belief = self(evidence).classes
         members = belief.new_full((self.num_classes,), _FEWEST)
         members.index_add_(0, evidence.classes.flatten(), belief.flatten())
         self._log_members = None
         alike = float(self._loss(start, evidence))
+        cost = (self.num_classes - 1) * math.log(len(belief)) / (2 * len(belief))
         self._log_members = members.log()
-        if not float(self._loss(start, evidence)) < alike - _ALIKE:
+        if not float(self._loss(start, evidence)) < alike - cost:
             self._log_members = None
 
     def _members(self, evidence: ClassEvidence) -> Tensor:
