@@ -292,12 +292,20 @@ def test_few_classes_have_their_own_flips():
     assert right[(labels == 3) & ~changed].mean() > 0.8
 
 
-def test_members_do_not_count_where_no_class_has_more():
-    """It would take chance for frequency."""
-    evidence, *_ = separate(1, 3, rate=0)
-    model = LabelModel(5)
-    model.fit(evidence)
-    assert model.parameters.flips is not None and model._log_members is None
+def test_members_do_not_count_where_classes_are_even(monkeypatch):
+    """Chance would be taken for frequency; a model that has counted members forgets them."""
+    rows, _, labels, *near = made_wrong(100, 12, 1.0, 0, rate=0.2)
+    everyone, every = torch.ones(len(labels)), torch.arange(len(labels))
+    whitened = whiten(rows, labels, everyone, every)
+    evidence = weigh_candidates(find_candidates(labels, *near), whitened, labels, everyone, every)
+    model = LabelModel(100)
+    with monkeypatch.context() as patch:
+        patch.setattr(LabelModel, "_cost_of_members", lambda *_: -1000.0)
+        model.fit(evidence)
+        assert model._log_members is not None
+    loss = model.fit(evidence)
+    assert model._log_members is None
+    assert loss == pytest.approx(LabelModel(100).fit(evidence), abs=1e-3)
 
 
 def test_empty_columns_have_no_part_in_the_fit():
@@ -645,6 +653,41 @@ def test_frequent_classes_are_not_taken_for_mistaken_rare_ones(classes, sizes, w
     labels = torch.where(wrong, (truth + shift) % classes, truth)
     found = judge_labels(rows, labels, *nearest(rows))
     assert found.noise_rate == pytest.approx(float(wrong.float().mean()), abs=0.04)
-    assert (found.clean_probability < 0.5)[~wrong].float().mean() < (0.05 if rate else 0.01)
+    doubted = (found.clean_probability < 0.5)[~wrong].float()
+    assert doubted.mean() < (0.05 if rate else 0.01)
+    right = torch.bincount(truth[~wrong], minlength=classes)
+    each = torch.bincount(truth[~wrong], doubted, minlength=classes) / right
+    assert each[right >= 15].max() < 0.4, "of no class are all doubted because it is rare"
     if rate:
         assert roc_auc_score(~wrong, found.clean_probability) > 0.96
+
+
+def test_labels_that_all_go_to_one_class_do_not_make_it_frequent():
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.arange(10).repeat_interleave(300)
+    rows = 3.5 / 8 * torch.randn(10, 32, generator=generator)[truth]
+    rows = torch.nn.functional.normalize(rows + torch.randn(3000, 32, generator=generator), dim=1)
+    labels = torch.where(torch.rand(3000, generator=generator) < 0.1, 0, truth)
+    found, wrong = judge_labels(rows, labels, *nearest(rows)), labels != truth
+    assert found.noise_rate == pytest.approx(float(wrong.float().mean()), abs=0.03)
+    assert roc_auc_score(~wrong, found.clean_probability) > 0.97
+
+
+@pytest.mark.parametrize("classes", [23, 24, 25])
+def test_as_many_classes_as_are_drawn(classes: int):
+    """Of the candidates all columns are named then, or those that are left are as many as are drawn."""
+    rows, truth, labels, *near = made_wrong(classes, 60, 0.3, 0)
+    assert roc_auc_score(labels == truth, judge_labels(rows, labels, *near).clean_probability) > 0.9
+
+
+def test_no_class_is_doubted_for_being_rare():
+    """Five of ten classes have a tenth of the samples of the others, and overlap with them."""
+    generator = torch.Generator().manual_seed(4)
+    truth = torch.arange(10).repeat_interleave(torch.tensor([800] * 5 + [80] * 5))
+    rows = 2.5 / 8 * torch.randn(10, 32, generator=generator)[truth]
+    rows = torch.nn.functional.normalize(rows + torch.randn(len(truth), 32, generator=generator), dim=1)
+    wrong = torch.rand(len(truth), generator=generator) < 0.2
+    labels = torch.where(wrong, (truth + torch.randint(1, 10, truth.shape, generator=generator)) % 10, truth)
+    doubted = (judge_labels(rows, labels, *nearest(rows)).clean_probability < 0.5)[~wrong].float()
+    each = torch.bincount(truth[~wrong], doubted, minlength=10) / torch.bincount(truth[~wrong])
+    assert doubted.mean() < 0.06 and each.max() < 0.5

@@ -68,18 +68,20 @@ class LabelModel:
         self._pairs: Tensor | None = None  # (C, C) how often class k is given label l; None: as fitted
 
     def fit(self, evidence: ClassEvidence) -> float:
-        """Fit the parameters to n samples; returns the mean loss, of likelihood and prior, and what partners cost."""
+        """Fit the parameters to n samples; returns the mean loss: likelihood, prior, what partners and members cost."""
         evidence = self.fitted_to(evidence).filled()
-        self._joint_counts = self._pairs = None
+        members = self._expected_members(evidence)
+        self._joint_counts = self._pairs = self._log_members = None
         before = self.parameters.with_partners(None)
         pairs = learns_pairs(len(evidence.density), self.num_classes)
         start = before.with_flips() if pairs else replace(before, flips=None)
-        self._count_members(start, evidence)
         self.parameters = self._fitted(start, evidence)
+        self._count_members(start, evidence, members)
         if not pairs:
             self._find_partners(before, evidence)
-        cost = cost_of_partners(len(evidence.density), self.num_classes) / len(evidence.density)
-        return float(self._loss(self.parameters, evidence)) + cost * self.partnered
+        cost = cost_of_partners(len(evidence.density), self.num_classes) * self.partnered
+        cost += self._cost_of_members(evidence) * (self._log_members is not None)
+        return float(self._loss(self.parameters, evidence)) + cost / len(evidence.density)
 
     @torch.no_grad()
     def raise_rate(self, evidence: ClassEvidence, least: float) -> None:
@@ -231,20 +233,35 @@ class LabelModel:
         return parameters.penalty(members, len(label)) / (2 * len(label)) - label.log().mean()
 
     @torch.no_grad()
-    def _count_members(self, start: NoiseParameters, evidence: ClassEvidence) -> None:
-        """Let the members of the classes count, as far as known before the fit, if labels are more likely by that.
+    def _count_members(self, start: NoiseParameters, evidence: ClassEvidence, members: Tensor) -> None:
+        """Let the members of the classes, (C,), count, if that makes the labels so much more likely.
 
-        By more, in nats, than it takes to name so many numbers: half of log(n) for each (minimum description length).
+        Where classes are even, that shows before anything is fitted. Where they are not, what the fit without them
+        makes of it decides: labels that are given to one class by mistake make it look frequent, too.
         """
-        belief = self(evidence).classes
-        members = belief.new_full((self.num_classes,), _FEWEST)
-        members.index_add_(0, evidence.classes.flatten(), belief.flatten())
-        self._log_members = None
-        alike = float(self._loss(start, evidence))
-        cost = (self.num_classes - 1) * math.log(len(belief)) / (2 * len(belief))
+        cost = self._cost_of_members(evidence) / len(evidence.density)
+        unfitted, alone = (float(self._loss(parameters, evidence)) for parameters in (start, self.parameters))
         self._log_members = members.log()
-        if not float(self._loss(start, evidence)) < alike - cost:
-            self._log_members = None
+        if float(self._loss(start, evidence)) < unfitted - cost:
+            counted = self._fitted(start, evidence)
+            if float(self._loss(counted, evidence)) < alone - cost:
+                self.parameters = counted
+                return
+        self._log_members = None
+
+    def _cost_of_members(self, evidence: ClassEvidence) -> float:
+        """By how much members must make the labels more likely, in nats: half of log(n) for each class (MDL)."""
+        return (self.num_classes - 1) / 2 * math.log(len(evidence.density))
+
+    @torch.no_grad()
+    def _expected_members(self, evidence: ClassEvidence) -> Tensor:
+        """Number of samples that are of each class, (C,), by what is known so far, and that may be."""
+        prior, outside = self._prior(self.parameters.all_classes, evidence)
+        classes, label = self._explain(prior, outside, self.parameters.seen(evidence))
+        members = label.new_full((self.num_classes,), _FEWEST)
+        return members.index_add_(
+            0, evidence.classes.flatten(), (classes / label[:, None]).flatten().to(members)
+        )
 
     def _members(self, evidence: ClassEvidence) -> Tensor:
         """Number of samples given each class, (C,) float64."""
@@ -257,8 +274,11 @@ class LabelModel:
         prior, outside = self._prior(parameters.all_classes, evidence)
         seen = parameters.seen(evidence) if pairs is None else evidence.of_pairs(pairs)
         classes, label = self._explain(prior, outside, seen)
+        even = prior  # a rare class wins where evidence is for it
+        if self._log_members is not None:
+            even = prior * evidence.of_classes((-self._log_members).exp().to(prior))
         named = prior.shape[1] - count_drawn(self.num_classes)
-        return Posterior(classes / label[:, None], prior[:, 0] >= prior[:, :named].amax(dim=1))
+        return Posterior(classes / label[:, None], even[:, 0] >= even[:, :named].amax(dim=1))
 
     def _prior(self, common: Tensor, evidence: ClassEvidence) -> tuple[Tensor, Tensor]:
         """Probability of each candidate (n, M), were all of some class, and of no class (n,)."""
