@@ -292,20 +292,37 @@ def test_few_classes_have_their_own_flips():
     assert right[(labels == 3) & ~changed].mean() > 0.8
 
 
-def test_members_do_not_count_where_classes_are_even(monkeypatch):
-    """Chance would be taken for frequency; a model that has counted members forgets them."""
-    rows, _, labels, *near = made_wrong(100, 12, 1.0, 0, rate=0.2)
+def evidence_of(rows, labels):
+    """As all others give it, each trusted alike."""
     everyone, every = torch.ones(len(labels)), torch.arange(len(labels))
     whitened = whiten(rows, labels, everyone, every)
-    evidence = weigh_candidates(find_candidates(labels, *near), whitened, labels, everyone, every)
+    return weigh_candidates(find_candidates(labels, *nearest(rows)), whitened, labels, everyone, every)
+
+
+def test_members_do_not_count_where_classes_are_even():
+    """Chance would be taken for frequency; a model that has counted members forgets them."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(100).repeat_interleave(torch.tensor([60] * 10 + [3] * 90))
+    rows = 0.4 * torch.randn(100, 32, generator=generator)[labels]
     model = LabelModel(100)
-    with monkeypatch.context() as patch:
-        patch.setattr(LabelModel, "_cost_of_members", lambda *_: -1000.0)
-        model.fit(evidence)
-        assert model._log_members is not None
-    loss = model.fit(evidence)
+    model.fit(evidence_of(rows + torch.randn(len(labels), 32, generator=generator), labels))
+    assert model._log_members is not None
+    rows, _, labels, *_ = made_wrong(100, 12, 1.0, 0, rate=0.2)
+    loss = model.fit(evidence_of(rows, labels))
     assert model._log_members is None
-    assert loss == pytest.approx(LabelModel(100).fit(evidence), abs=1e-3)
+    assert loss == pytest.approx(LabelModel(100).fit(evidence_of(rows, labels)), abs=1e-3)
+
+
+def test_what_nothing_is_known_of_does_not_win_for_being_rare():
+    """It is as probable as any, on average, so that another is more probable."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(30).repeat_interleave(torch.tensor([200] * 6 + [4] * 12 + [1] * 12))
+    rows = 0.5 * torch.randn(30, 32, generator=generator)[labels]
+    evidence = evidence_of(rows + torch.randn(len(labels), 32, generator=generator), labels)
+    model = LabelModel(30)
+    model._log_members = torch.bincount(labels).double().log()
+    wins = model(evidence).wins
+    assert (~evidence.known).sum() == 12 and not wins[~evidence.known].any() and wins[evidence.known].any()
 
 
 def test_empty_columns_have_no_part_in_the_fit():

@@ -63,7 +63,7 @@ class Refract(Method):
     probability p_k: the likelihood of its label, were labels wrong as often as was found. w_k is how often the label
     would be seen in class k, times the root of the judge's evidence for it, for the given class and the most probable
     others; w_0 stands for no class, as if for any. So no label is taken as given, and the network settles, step by
-    step, which of the classes a sample is. One whose label is less likely right than wrong is drawn the more rarely,
+    step, which of the classes a sample is. One whose label is not believed (`BELIEVED`) is drawn the more rarely,
     the less is known of it (`SURENESS`). Of few classes with many samples each, how often each class is given each
     label is learned, too. No noise rate, and no memory of embeddings.
 

@@ -63,7 +63,7 @@ class LabelModel:
         self.num_classes = num_classes
         middle = torch.tensor([math.log(math.expm1(slope)), _LOGIT], dtype=torch.float64)
         self.parameters = NoiseParameters(middle, middle, torch.zeros(num_classes, dtype=torch.float64))
-        self._log_members: Tensor | None = None  # (C,) how many are of each class; None: as many of all
+        self._log_members: Tensor | None = None  # (C,) logarithms of m_k; None: all are 1
         self._joint_counts: Tensor | None = None  # (C, C) see `confident_joint`
         self._pairs: Tensor | None = None  # (C, C) how often class k is given label l; None: as fitted
 
@@ -255,7 +255,7 @@ class LabelModel:
 
     @torch.no_grad()
     def _expected_members(self, evidence: ClassEvidence) -> Tensor:
-        """Number of samples that are of each class, (C,), by what is known so far, and that may be."""
+        """Number of samples of each class, (C,), to be expected by what is known so far, and `_FEWEST`."""
         prior, outside = self._prior(self.parameters.all_classes, evidence)
         classes, label = self._explain(prior, outside, self.parameters.seen(evidence))
         members = label.new_full((self.num_classes,), _FEWEST)
@@ -274,9 +274,10 @@ class LabelModel:
         prior, outside = self._prior(parameters.all_classes, evidence)
         seen = parameters.seen(evidence) if pairs is None else evidence.of_pairs(pairs)
         classes, label = self._explain(prior, outside, seen)
-        even = prior  # a rare class wins where evidence is for it
+        even = prior  # a rare class wins where evidence is for it; where there is none, members do not count
         if self._log_members is not None:
-            even = prior * evidence.of_classes((-self._log_members).exp().to(prior))
+            each = evidence.of_classes(self._log_members.exp().to(prior))
+            even = torch.where(evidence.known[:, None], prior / each, prior)
         named = prior.shape[1] - count_drawn(self.num_classes)
         return Posterior(classes / label[:, None], even[:, 0] >= even[:, :named].amax(dim=1))
 
