@@ -307,7 +307,7 @@ def test_members_do_not_count_where_classes_are_even():
     model = LabelModel(100)
     model.fit(evidence_of(rows + torch.randn(len(labels), 32, generator=generator), labels))
     assert model._log_members is not None
-    rows, _, labels, *_ = made_wrong(100, 12, 1.0, 0, rate=0.2)
+    rows, _, labels, *_ = made_wrong(100, 12, 0.3, 0, rate=0.2)
     loss = model.fit(evidence_of(rows, labels))
     assert model._log_members is None
     assert loss == pytest.approx(LabelModel(100).fit(evidence_of(rows, labels)), abs=1e-3)
