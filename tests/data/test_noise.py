@@ -119,6 +119,22 @@ def test_small_clusters_go_whole_to_random_survivors(
         assert len(np.unique(unshuffled[labels == k])) == len(survivors)  # not all of a class to one survivor
 
 
+def test_open_set_noise_gives_each_image_of_a_dissolved_class_to_any_other() -> None:
+    labels = np.repeat(np.arange(10), 300)
+    noisy = corrupt_labels(labels, 10, "open-set", 0.5, seed=0)
+    survivors = np.unique(noisy)
+    assert len(survivors) == 5 and (noisy == corrupt_labels(labels, 10, "open-set", 0.5, seed=0)).all()
+    assert (noisy[np.isin(labels, survivors)] == labels[np.isin(labels, survivors)]).all()
+    for k in np.setdiff1d(np.arange(10), survivors):
+        shares = np.bincount(noisy[labels == k], minlength=10)[survivors] / 300
+        assert np.abs(shares - 1 / 5).max() < 0.1
+        assert (
+            noisy[labels == k][:-1] == noisy[labels == k][1:]
+        ).mean() < 0.35  # one by one, not in clusters
+    with pytest.raises(ValueError, match="open-set noise at rate 1.0 dissolves all 10 classes"):
+        corrupt_labels(labels, 10, "open-set", 1.0, seed=0)
+
+
 def test_small_cluster_of_duplicates_and_singletons() -> None:
     labels = np.array([0] * 6 + [1] * 6 + [2] + [3])
     noisy, survivors = small_cluster(labels, np.zeros((14, 2)), 0.75, seed=0)
@@ -134,7 +150,7 @@ def test_small_cluster_of_duplicates_and_singletons() -> None:
         ({"rate": None}, "symmetric noise needs a rate"),
         (
             {"kind": "sym"},
-            "unknown kind of noise 'sym'; choose from symmetric, pair, class-conditional, small-cluster",
+            "unknown kind of noise 'sym'; choose from symmetric, pair, class-conditional, small-cluster, open-set",
         ),
         ({"seed": -1}, "seed must be 0 or more"),
         ({"num_classes": 2}, r"labels must be in \[0, 2\), found 0 to 2"),
@@ -184,7 +200,7 @@ def drawn_table(splits: bool = True) -> ImageTable:
     )
 
 
-@pytest.mark.parametrize("kind", ["symmetric", "pair", "small-cluster"])
+@pytest.mark.parametrize("kind", ["symmetric", "pair", "small-cluster", "open-set"])
 def test_corrupt_table_touches_only_training_labels(kind: noise.NoiseKind) -> None:
     table = drawn_table()
     noisy = corrupt_table(table, kind, 1 / 3, seed=0)
@@ -196,10 +212,9 @@ def test_corrupt_table_touches_only_training_labels(kind: noise.NoiseKind) -> No
     assert "z" not in train.classes  # a class of the test split is no wrong label
     assert train.is_noisy is not None and train.is_noisy.sum() == 20
     assert (table.labels == drawn_table().labels).all()
-    assert len(train.classes) == (2 if kind == "small-cluster" else 3)
-    assert train.clean_labels is not None and (train.clean_labels == -1).sum() == (
-        20 if kind == "small-cluster" else 0
-    )
+    dissolves = kind in ("small-cluster", "open-set")
+    assert len(train.classes) == (2 if dissolves else 3)
+    assert train.clean_labels is not None and (train.clean_labels == -1).sum() == (20 if dissolves else 0)
 
 
 def test_corrupt_table_without_splits_is_corrupted_as_a_whole() -> None:

@@ -285,6 +285,49 @@ def test_judge_changes_nothing_and_rejects_the_lowest_share(
     assert rejected.max() <= selection.clean_probability[selection.keep].min()
 
 
+@pytest.mark.parametrize("rate", [0.3, "auto"])
+def test_judge_asks_for_proxies_by_parts(rate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prism_dml.selection.prism._CHUNK", 7)
+    prism, generator = fresh(noise_rate=rate, similarity="proxy"), torch.Generator().manual_seed(0)
+    embeddings, labels, index = draw(generator, 20)
+    proxies, asked = torch.randn(C, D, generator=generator), []
+
+    def similarities(some: Tensor) -> Tensor:
+        asked.append(len(some))
+        return some @ proxies.T
+
+    by_parts, share = prism.judge(embeddings, labels, index, similarities)
+    whole, same = prism.judge(embeddings, labels, index, similarities(embeddings))
+    assert asked == [7, 7, 6, 20] and share == same and 0 < (~whole.keep).sum() < 20
+    for one, other in zip(astuple(by_parts), astuple(whole), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("similarity", ["centre", "exact", "vmf", "proxy"])
+@pytest.mark.parametrize("rate", [0.3, "auto"])
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_what_is_not_finite_is_not_kept_and_changes_nothing_for_others(
+    broken: float, rate: Any, similarity: Any
+) -> None:
+    prism, generator = fresh(noise_rate=rate, similarity=similarity), torch.Generator().manual_seed(0)
+    learn(prism, generator, 8)
+    vectors, labels, index = draw(generator, 12)
+    proxies = torch.randn(C, D, generator=generator)
+
+    def judged(by: PRISM, rows: Tensor, given: Tensor, numbers: Tensor) -> tuple[Selection, Selection]:
+        asked = (rows, given, numbers, rows @ proxies.T if similarity == "proxy" else None)
+        return copy.deepcopy(by)(*asked), by.judge(*asked)[0]
+
+    without = judged(prism, vectors[:-1], labels[:-1], index[:-1])
+    vectors[-1, 0] = broken
+    for whole, others in zip(judged(prism, vectors, labels, index), without, strict=True):
+        assert not whole.keep[-1] and whole.clean_probability[-1] == 0
+        assert whole.suggested_label[-1] == labels[-1]
+        torch.testing.assert_close(whole.threshold, others.threshold)
+        assert torch.equal(whole.keep[:-1], others.keep) and others.keep.any()
+        torch.testing.assert_close(whole.clean_probability[:-1], others.clean_probability)
+
+
 def test_judge_takes_an_empty_set() -> None:
     selection, share = fresh().judge(torch.zeros(0, D), torch.zeros(0, dtype=torch.long))
     assert selection.keep.shape == (0,) and share == pytest.approx(0.3)

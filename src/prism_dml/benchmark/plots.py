@@ -97,7 +97,7 @@ def _precision(
         spreads = [stdev(values[name][rate]) if len(values[name][rate]) > 1 else 0.0 for rate in rates]
         axes.errorbar(rates, means, spreads, label=name, capsize=2, **_look(order[name]))
     axes.set_title(f"{title}: retrieval on the test split", loc="left")
-    axes.set_xlabel("Share of wrong labels (small cluster: of dissolved classes)")
+    axes.set_xlabel("Share of wrong labels (small cluster, open set: of dissolved classes)")
     axes.set_ylabel("Precision@1")
     return _write(figure, axes, file) + rankings
 

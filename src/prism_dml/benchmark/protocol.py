@@ -21,7 +21,7 @@ RAW_PIXELS = "raw-pixels"
 KNOWN = "known"
 """A noise rate that is told as it truly is."""
 
-Noise = Literal["none", "given", "symmetric", "pair", "small-cluster"]
+Noise = Literal["none", "given", "symmetric", "pair", "small-cluster", "open-set"]
 
 
 @dataclass
@@ -89,7 +89,7 @@ class Block:
 
     Args:
         noise: Kind of wrong labels; none: right ones; given: those that the data set has.
-        rate: Share of wrong labels, of dissolved classes for small-cluster; for given, what rows are told.
+        rate: Share of wrong labels, of dissolved classes for small-cluster and open-set; for given, what rows are told.
         seeds: Of noise and training.
         data: Data sets by name; all if not given.
         rows: Rows by name; all if not given.

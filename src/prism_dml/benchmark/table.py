@@ -77,7 +77,12 @@ def write_table(
         temporary.write_text("\n".join(lines), encoding="utf-8")
 
 
-_NOISE_NAMES = {"none": "all labels right", "given": "labels as given", "small-cluster": "small cluster"}
+_NOISE_NAMES = {
+    "none": "all labels right",
+    "given": "labels as given",
+    "small-cluster": "small cluster",
+    "open-set": "open set",
+}
 
 
 def _noise(kind: str, rate: float | None) -> str:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Kind = Literal["symmetric", "small-cluster", "pair", "class-conditional"]
+Kind = Literal["symmetric", "small-cluster", "open-set", "pair", "class-conditional"]
 
 
 def corrupt(
@@ -33,8 +33,8 @@ def corrupt(
         data: Folder of class folders, CSV, or parquet, on disk or at a URL (s3://, gs://, https:// ...).
         kind: symmetric: another class, uniformly; pair: the next class; class-conditional: by a confusion
             matrix; small-cluster: whole classes are dissolved into others, as when the true class of an image
-            is not in the label set.
-        rate: Share of the labels (small-cluster: of the classes) that becomes wrong, in [0, 1]. With a
+            is not in the label set, images that are alike into the same; open-set: each image by itself.
+        rate: Share of the labels (small-cluster, open-set: of the classes) that becomes wrong, in [0, 1]. With a
             confusion matrix its wrong part is scaled to the rate; without a rate it is taken as it is.
         out: File to write, .csv or .parquet; replaced if it exists.
         confusion: For class-conditional, a CSV of numbers without a header: row i holds the probabilities

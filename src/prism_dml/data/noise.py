@@ -17,7 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from prism_dml.data.cache import load_images
 from prism_dml.data.table import ImageTable, IntArray
 
-NoiseKind = Literal["symmetric", "pair", "class-conditional", "small-cluster"]
+NoiseKind = Literal["symmetric", "pair", "class-conditional", "small-cluster", "open-set"]
 FloatArray = NDArray[np.floating]
 
 FEATURE_PIXELS = 32
@@ -48,7 +48,9 @@ def corrupt_labels(
             "pair": exactly round(rate * N) samples, class k to class k + 1, the last to the first.
             "class-conditional": each sample's label is drawn from its class's row of `confusion`.
             "small-cluster": see `small_cluster`; classes keep their numbers.
-        rate: share in [0, 1] of wrong labels, of dissolved classes for "small-cluster". For
+            "open-set": round(rate * C) of the classes that occur are dissolved, as for "small-cluster", but each sample
+            by itself is given to a random surviving class.
+        rate: share in [0, 1] of wrong labels, of dissolved classes for "small-cluster" and "open-set". For
             "class-conditional" the expected share: the matrix's wrong part is scaled to it; None takes the
             matrix as it is.
         seed: a whole number, 0 or more.
@@ -73,6 +75,11 @@ def corrupt_labels(
         rows = _confusion_rows(confusion, num_classes)
         return _draw(right, rows if rate is None else _scale(rows, right, rate), _generator(seed))
     assert rate is not None
+    if kind == "open-set":
+        clustered, survivors = _dissolve(
+            right, kind, rate, _generator(seed), lambda rows: np.arange(len(rows))
+        )
+        return survivors[clustered]
     if kind == "small-cluster":
         if features is None:
             raise ValueError("small-cluster noise needs features")
@@ -112,18 +119,7 @@ def small_cluster(
         raise ValueError("features must be finite")
     _check("small-cluster", rate)
     generator = _generator(seed)
-    classes = np.unique(right)
-    dissolved = generator.permutation(len(classes))[: round(rate * len(classes))]
-    survivors = np.delete(classes, dissolved)
-    if len(classes) and not len(survivors):
-        raise ValueError(f"small-cluster noise at rate {rate} dissolves all {len(classes)} classes")
-
-    noisy = right.copy()
-    samples = np.split(np.argsort(right, kind="stable"), np.searchsorted(np.sort(right), classes[1:]))
-    for k in dissolved:
-        clusters = _clusters(points[samples[k]], generator)
-        noisy[samples[k]] = generator.choice(survivors, size=clusters.max() + 1)[clusters]
-    return np.searchsorted(survivors, noisy).astype(np.int64), survivors
+    return _dissolve(right, "small-cluster", rate, generator, lambda rows: _clusters(points[rows], generator))
 
 
 def corrupt_table(
@@ -237,6 +233,27 @@ def _scale(confusion: FloatArray, labels: IntArray, rate: float) -> FloatArray:
     scaled = factor * confusion
     np.fill_diagonal(scaled, np.maximum(0, 1 - factor * wrong))
     return np.asarray(scaled / scaled.sum(axis=1, keepdims=True))
+
+
+def _dissolve(
+    labels: IntArray,
+    kind: NoiseKind,
+    rate: float,
+    generator: np.random.Generator,
+    groups: Callable[[IntArray], IntArray],
+) -> tuple[IntArray, IntArray]:
+    """As `small_cluster`; `groups` numbers those of a class's samples (n,) that stay together, from 0 on, (n,)."""
+    classes = np.unique(labels)
+    dissolved = generator.permutation(len(classes))[: round(rate * len(classes))]
+    survivors = np.delete(classes, dissolved)
+    if len(classes) and not len(survivors):
+        raise ValueError(f"{kind} noise at rate {rate} dissolves all {len(classes)} classes")
+    noisy = labels.copy()
+    samples = np.split(np.argsort(labels, kind="stable"), np.searchsorted(np.sort(labels), classes[1:]))
+    for k in dissolved:
+        together = groups(samples[k])
+        noisy[samples[k]] = generator.choice(survivors, size=together.max() + 1)[together]
+    return np.searchsorted(survivors, noisy).astype(np.int64), survivors
 
 
 def _clusters(points: FloatArray, generator: np.random.Generator) -> IntArray:

@@ -21,7 +21,7 @@ class MethodConfig:
         window: Number of batches over which the threshold is smoothed, at least 1.
         selection_warmup: Number of first steps in which every sample is kept.
         temperature: Of the softmax that makes probabilities of similarities, above 0; null: 1 with a given noise rate,
-            as published, 0.05 with auto.
+            as published, and with vmf, else 0.05.
         bank_size: Number of embeddings remembered; null: as many as there are training images.
         shard_bank: Let each of several processes hold a part of the memory only; the results are the same.
         margin: Cosine above which images of different labels are pushed apart, in [-1, 1).

@@ -1,5 +1,7 @@
 """Forward correction: learn how labels go wrong, then learn the labels as they would be."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax
@@ -33,6 +35,7 @@ class FCorrection(Method):
         weights = [Classifier.draw(data.num_classes, self.embedding_dim, seed) for seed in (0, 1)]
         self.class_weights = nn.ParameterList(weights)
         self.register_buffer("round", torch.zeros((), dtype=torch.long))
+        self._number = 0  # the same, without asking the device in each step
         self.register_buffer("transition", torch.eye(data.num_classes))  # (C, C)
 
     @torch.no_grad()
@@ -43,6 +46,7 @@ class FCorrection(Method):
             counts = self.data.labels.bincount(minlength=self.data.num_classes)
             self.transition.copy_(estimate_transition(posterior, counts.to(posterior.device)))
         self.round.fill_(number)
+        self._number = number
 
     def networks(self) -> dict[str, Embedder]:
         """Both networks; the second is evaluated."""
@@ -53,14 +57,18 @@ class FCorrection(Method):
         logits = self._classifier()(images)  # (B, C)
         loss = (
             forward_corrected(logits, labels, self.transition)
-            if self.round
+            if self._number
             else cross_entropy(logits, labels)
         )
         return StepResult(loss, torch.ones_like(labels, dtype=torch.bool))
 
     def _classifier(self) -> Classifier:
         """The classifier of this round."""
-        return Classifier(self.embedder if self.round else self.peer, self.class_weights[int(self.round)])
+        return Classifier(self.embedder if self._number else self.peer, self.class_weights[self._number])
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self._number = int(self.round)
 
 
 def estimate_transition(posterior: Tensor, counts: Tensor) -> Tensor:
@@ -88,9 +96,9 @@ def forward_corrected(logits: Tensor, labels: Tensor, transition: Tensor) -> Ten
     Args:
         logits: (B, C) of the true class.
         labels: (B,) given labels y.
-        transition: (C, C) T.
+        transition: (C, C) T. Of it B columns are looked at: O(B.C), not O(C^2).
     """
     reached = (
-        transition.clamp(min=1e-8).log()[:, labels].T
+        transition[:, labels].T.clamp(min=1e-8).log()
     )  # (B, C), log T_iy: never -inf, whose gradient is NaN
     return -(log_softmax(logits, dim=1) + reached).logsumexp(dim=1).mean()

@@ -43,7 +43,8 @@ class PrismSoftTriple(SoftTriple):
 
     def judge(self, embeddings: Tensor, labels: Tensor, index: Tensor) -> tuple[Selection, float]:
         """Judge the whole training set against the memory or the proxies; see `Method.judge`."""
-        return self.selector.judge(embeddings, labels, index, self._similarities(embeddings))
+        by_proxy = self.selector.similarity == "proxy"
+        return self.selector.judge(embeddings, labels, index, self._similarities if by_proxy else None)
 
     @torch.no_grad()
     def _similarities(self, embeddings: Tensor) -> Tensor | None:

@@ -191,7 +191,9 @@ class MemoryBank(nn.Module):
             index: (B,) sample numbers; negative: not known.
 
         Returns:
-            (B, D) float64 sums and (B,) counts. O(B.D) time for each entry that a sample has in the bank.
+            (B, D) float64 sums and (B,) counts. O(B.D) time, and one wait for the device, for each entry that a sample
+            has in the bank; entries of others count as its own where sample numbers are equal modulo the bank's size,
+            which those of 0 to N - 1 hardly are.
         """
         return _walk(  # type: ignore[no-any-return]
             self.embeddings,

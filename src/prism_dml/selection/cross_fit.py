@@ -39,6 +39,7 @@ _HALVINGS = 20  # of the interval that these odds are in
 _DIRECTIONS = 128  # of embeddings that are judged; fewer and more, if there are
 _FEWER_BELOW, _MORE_FROM = 2, 20  # so many samples for each
 _SLOPE = 0.7  # of densities where this spread is known, found on several data sets: class means are not known either
+_OUTNUMBERED = 3  # times as many samples of a class as copies: else these are what the class is
 _BELIEVED = 0.5  # probability from which on a label is taken to be right
 _RARELY = 1 / 20  # of the wins that its members would have elsewhere: a class that hardly ever wins
 
@@ -181,16 +182,15 @@ def vote_odds(model: LabelModel, evidence: ClassEvidence, candidates: Candidates
 def _first_copies(labels: Tensor, similarities: Tensor, neighbours: Tensor) -> Tensor:
     """The first of each sample's copies that have its label, (N,); itself, if there are none among its neighbours.
 
-    Itself, too, where nothing else has its label: they would be left with nobody to be judged by.
+    Itself, too, where so many copies are most of what has their label: the rest is not whom to judge them by.
     """
     itself, parts = torch.arange(len(labels), device=labels.device), []
     for rows in torch.split(itself, _TOGETHER):
         copies = (similarities[rows] >= 1 - COPY) & (labels[neighbours[rows]] == labels[rows, None])
         parts.append(torch.where(copies, neighbours[rows], rows[:, None]).amin(dim=1).minimum(rows))
     first = torch.cat(parts)
-    last = first.new_zeros(int(labels.max()) + 1).scatter_reduce(0, labels, first, "amax")
-    others = torch.zeros_like(last).index_add_(0, labels, (first != last[labels]).long())
-    return torch.where(others[labels] > 0, first, itself)
+    copies = torch.bincount(first, minlength=len(labels))[first]
+    return torch.where(torch.bincount(labels)[labels] >= _OUTNUMBERED * copies, first, itself)
 
 
 def _agreement(labels: Tensor, near: Tensor, folds: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """PRISM: which samples of a batch carry a label that can be trusted."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -15,7 +16,7 @@ from prism_dml.selection.threshold import SmoothTopR, TopR
 Threshold = Literal["smooth", "top-r"]
 
 MOST_REJECTED = 0.5
-"""An estimate alone never rejects more than this share; where more labels are wrong, the rate has to be given."""
+"""Of a batch an estimate alone never rejects more than this share: where more labels are wrong, give the rate."""
 
 PUBLISHED, SHARPENED = 1.0, 0.05
 """Temperature of the softmax, with a given and with an estimated rate. At 1 the sum over all classes drowns the one
@@ -30,7 +31,8 @@ class Selection:
 
     Attributes:
         keep: (B,) bool, whether the label is trusted.
-        clean_probability: (B,) float32 in [0, 1]; 1 where the given class has nothing to compare with.
+        clean_probability: (B,) float32 in [0, 1]; 1 where the given class has nothing to compare with, 0 where the
+            embedding is not finite: that is never kept.
         threshold: () float32, the probability below which samples were rejected.
         suggested_label: (B,) most similar class; the given label where there is nothing to compare with.
         margin: (B,) similarity to the given class less that to the best other class; 0 where unknown.
@@ -152,7 +154,7 @@ class PRISM(nn.Module):
         rate = self._estimated_rate(evidence) if self.noise_rate == "auto" else self._given_rate(evidence)
         rejected, threshold = self.rule(evidence.log_probability, evidence.known, rate)
         self.batches += 1
-        return _selection(evidence, ~rejected | (self.batches <= self.warmup), threshold)
+        return _selection(evidence, embeddings, ~rejected | (self.batches <= self.warmup), threshold)
 
     @torch.no_grad()
     def judge(
@@ -160,7 +162,7 @@ class PRISM(nn.Module):
         embeddings: Tensor,
         labels: Tensor,
         index: Tensor | None = None,
-        class_similarities: Tensor | None = None,
+        class_similarities: Tensor | Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Selection, float]:
         """Judge a whole data set against the memory, changing nothing.
 
@@ -168,7 +170,8 @@ class PRISM(nn.Module):
             embeddings: (N, D) unit vectors.
             labels: (N,) integers in [0, C).
             index: (N,) sample numbers, negative if not known.
-            class_similarities: (N, C), for similarity "proxy" only.
+            class_similarities: (N, C), or what gives (n, C) of some of the embeddings, so that N x C numbers are never
+                held at once; for similarity "proxy" only.
 
         Returns:
             A `Selection` that rejects the R.N lowest probabilities, and R: as given, or estimated from all N.
@@ -180,12 +183,15 @@ class PRISM(nn.Module):
         for start in range(0, max(len(labels), 1), _CHUNK):
             rows = slice(start, start + _CHUNK)
             numbers = None if index is None else index[rows]
-            similar = None if class_similarities is None else class_similarities[rows]
+            if callable(class_similarities):
+                similar: Tensor | None = class_similarities(embeddings[rows])
+            else:
+                similar = None if class_similarities is None else class_similarities[rows]
             parts.append(self._weigh(embeddings[rows], labels[rows], numbers, similar))
         evidence = Evidence(*(torch.cat(column) for column in zip(*parts, strict=True)))
         rate = mean_rate(evidence.implausible) if self.noise_rate == "auto" else self._given_rate(evidence)
         rejected, threshold = TopR()(evidence.log_probability, evidence.known, rate)
-        return _selection(evidence, ~rejected, threshold), float(rate)
+        return _selection(evidence, embeddings, ~rejected, threshold), float(rate)
 
     def enqueue(self, embeddings: Tensor, labels: Tensor, index: Tensor | None = None) -> None:
         """Remember the kept samples of a batch, after the update; arguments as for a call, ValueError likewise."""
@@ -210,12 +216,14 @@ class PRISM(nn.Module):
                 f"expected class_similarities (B, {classes}), not {tuple(class_similarities.shape)}"
             )
         labels = labels.long()
+        broken = ~_finite(embeddings)[:, None]
         with torch.autocast(embeddings.device.type, enabled=False):
             if class_similarities is not None:
-                scores = class_similarities.to(torch.float32, copy=True)
+                scores = class_similarities.to(torch.float32, copy=True).masked_fill_(broken, math.nan)
                 present = torch.ones_like(self.bank.class_counts, dtype=torch.bool)
             else:
-                scores, present = compare(self.bank, self.similarity, embeddings.float(), labels, index)
+                embeddings = embeddings.float().masked_fill(broken, math.nan)  # infinity, too, tells nothing
+                scores, present = compare(self.bank, self.similarity, embeddings, labels, index)
             return weigh(scores, present, labels, self.temperature, ranked=self.noise_rate == "auto")
 
     def _estimated_rate(self, evidence: Evidence) -> Tensor:
@@ -230,8 +238,16 @@ class PRISM(nn.Module):
         return evidence.log_probability.new_tensor(self.noise_rate)
 
 
-def _selection(evidence: Evidence, keep: Tensor, threshold: Tensor) -> Selection:
-    return Selection(keep, evidence.log_probability.exp(), threshold, evidence.suggested, evidence.margin)
+def _selection(evidence: Evidence, embeddings: Tensor, keep: Tensor, threshold: Tensor) -> Selection:
+    """What follows; of an embedding that is not finite nothing is known, which else is a reason to keep it."""
+    finite = _finite(embeddings)
+    probability = evidence.log_probability.exp() * finite
+    return Selection(keep & finite, probability, threshold, evidence.suggested, evidence.margin)
+
+
+def _finite(embeddings: Tensor) -> Tensor:
+    """Whether all numbers of an embedding are, (B,) bool of (B, D)."""
+    return embeddings.isfinite().all(dim=1)
 
 
 def _check_choice(name: str, value: str, choices: object) -> None:
