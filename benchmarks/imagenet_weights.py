@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0's ImageNet weights for `prism benchmark pretrained/...`, where no model hub can be reached.
+"""EfficientNet-Lite0's ImageNet weights for `prism benchmark pretrained/...` and `frozen/...`, where no model hub can be reached.
 
     python benchmarks/imagenet_weights.py --out "$PRISM_DATA"
 

@@ -16,6 +16,25 @@ def replacing(path: Path, mark: str = "") -> Iterator[Path]:
     replaced. OSError, one line, if there is no room or right to write, or a pipe or a device is there. `mark` tells
     apart processes that may write the same file at the same time.
     """
+    with _beside(path, mark) as (target, temporary):
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+
+
+def refuse_unwritable(path: Path) -> None:
+    """OSError, as of `replacing`, if `path` cannot be written: asked before hours of work for what is to stand there.
+
+    Its folder is made; what is there stays.
+    """
+    with _beside(path, f"{os.getpid()}.probe") as (_, temporary):
+        temporary.touch()
+
+
+@contextmanager
+def _beside(path: Path, mark: str) -> Iterator[tuple[Path, Path]]:
+    """What `path` leads to, and a file beside it that is removed in the end; see `replacing`."""
     try:
         target = path.resolve() if path.is_symlink() else path
     except RuntimeError as error:  # Python below 3.13
@@ -24,11 +43,10 @@ def replacing(path: Path, mark: str = "") -> Iterator[Path]:
     try:
         if target.exists() and not (target.is_file() or target.is_dir()):
             raise OSError("a pipe or a device is there")
+        if target.parent.exists() and not target.parent.is_dir():
+            raise OSError(f"{target.parent} is no folder")
         target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        yield target, temporary
     except OSError as error:
         before = "; what was there before is whole" if path.is_file() else ""
         reason = " ".join((error.strerror or str(error)).split())

@@ -269,13 +269,17 @@ def test_the_same_images_under_two_names_of_one_thing_keep_them():
     assert not (issues.issue == "conflicting duplicate").any()
 
 
-def test_of_two_labels_that_are_as_likely_neither_takes_the_place_of_the_other():
-    """Two copies half-way between two classes that are alike in everything."""
-    a, b = np.eye(3)[:2]
-    issues = find_label_issues(
-        np.stack([*[a] * 20, *[b] * 20, a + b, a + b]), ["a"] * 20 + ["b"] * 20 + ["a", "b"]
-    )
-    assert issues.suggested_label.tolist()[-2:] == ["a", "b"]
+@pytest.mark.parametrize(("scores", "suggested"), [((0.7, 0.7), [0, 1]), ((0.7, 0.6), [0, 0])])
+def test_of_two_labels_that_are_as_likely_neither_takes_the_place_of_the_other(scores, suggested):
+    embeddings, truth = clusters()
+    between = unit(embeddings[truth == 0][:1] + embeddings[truth == 1][:1]).repeat(2, axis=0)
+    heard = np.full(len(truth) + 2, np.nan)
+    heard[-2:] = scores
+    labels = np.concatenate([truth, [0, 1]])
+    given = pd.DataFrame({"label_score": heard, "suggested_label": labels, "suggested_score": heard})
+    issues = find_label_issues(np.concatenate([embeddings, between]), labels, given).iloc[-2:]
+    assert issues.suggested_label.tolist() == suggested
+    assert issues.label_score.sum() == pytest.approx(1)
 
 
 def test_unknown_samples_have_no_issue():

@@ -23,7 +23,7 @@ def png(colour):
     return stream.getvalue()
 
 
-def audited(count=60, issues_share=0.5, classes=NAMES, reliability=None, **options):
+def audited(count=60, issues_share=0.5, classes=NAMES, reliability=None, mixed=(), unreadable=0, **options):
     """Clusters of samples of which every second one has the next class's label."""
     rng = np.random.default_rng(0)
     truth = np.arange(count) % len(classes)
@@ -40,8 +40,9 @@ def audited(count=60, issues_share=0.5, classes=NAMES, reliability=None, **optio
             "issue": np.where(is_issue, np.where(np.arange(count) % 5, "wrong label", "outlier"), ""),
         }
     )
-    issues.attrs = {"noise_rate": 0.25, "noise_rate_interval": (0.2, 0.3)}
-    images = BytesImages([png((int(k) * 40 % 256, 90, 160)) for k in truth])
+    issues.attrs = {"noise_rate": 0.25, "noise_rate_interval": (0.2, 0.3), "ambiguous_classes": mixed}
+    files = [png((int(k) * 40 % 256, 90, 160)) for k in truth]
+    images = BytesImages([b""] * unreadable + files[unreadable:])
     table = ImageTable.from_names(images, [f"{EVIL}/{i}.png" for i in range(count)], list(classes[given]))
     vectors = rng.normal(size=(len(classes), 16))[truth] + 0.1 * rng.normal(size=(count, 16))
     mark = table_fingerprint(table)
@@ -208,6 +209,73 @@ def test_filters(review):
     assert review.run(f"({change})('filter-state', 'decided')").startswith("2 of 30")
 
 
+def focused(page):
+    return page.run("document.activeElement.id || document.activeElement.dataset.row")
+
+
+def test_a_choice_by_mouse_gives_the_keys_back(review):
+    box = "document.getElementById('filter-kind')"
+    review.run(f"{box}.focus()")
+    review.run(f"{box}.dispatchEvent(new Event('pointerdown', {{ bubbles: true }}))")
+    review.run(f"{box}.value = '2'; {box}.dispatchEvent(new Event('change', {{ bubbles: true }}))")
+    assert focused(review) == str(row(review))
+    first = row(review)
+    review.press("a")
+    assert review.run(f"{box}.value") == "2"
+    assert exported(review)[0] == {first: ("relabel", NAMES[first % 4])}
+
+
+def test_a_choice_from_the_open_list_gives_the_keys_back(review):
+    review.run("document.getElementById('filter-kind').focus()")
+    for key in ("Enter", "ArrowDown", "Enter"):  # open it, choose, take
+        review.press(key)
+    review.wait("document.activeElement.matches('.card')")
+    assert review.run("document.getElementById('filter-kind').value") == "1"
+
+
+@pytest.mark.parametrize("key", ["Enter", "Escape"])
+def test_who_walks_through_a_list_by_arrows_stays_in_it_until_the_end(review, key):
+    review.run("document.getElementById('filter-kind').focus()")
+    for count in ("6 of 30", "24 of 30"):
+        review.press("ArrowDown")
+        assert review.run("document.getElementById('shown').textContent").startswith(count)
+        assert focused(review) == "filter-kind"
+    review.press(key)
+    assert focused(review) == str(row(review))
+    review.press("d")
+    assert list(exported(review)[0].values()) == [("drop", None)]
+
+
+def test_a_picture_that_cannot_be_read_says_so(page, tmp_path, caplog):
+    audit, table = audited(unreadable=3)
+    page.open(write_report(audit, tmp_path / "audit", "n", table))
+    page.press("r")
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith(f"3 of 59 images of the page cannot be read, e.g. '{EVIL}/") and "no bytes" in said
+    seen = "[...document.querySelectorAll('.card[data-row=\"0\"] .picture')].map(p => [p.innerText, p.ariaLabel])"
+    ((text, label),) = page.run(seen)
+    assert text.split("\n") == ["no picture", f"{EVIL}/0.png"] and label == f"no picture: {EVIL}/0.png"
+    page.run("document.querySelectorAll('.card')[2].scrollIntoView()")
+    page.wait("document.querySelector('.card[data-row=\"3\"] .picture') !== null")
+    assert page.run("document.querySelector('.card[data-row=\"3\"] .picture').style.backgroundImage")
+    assert page.problems() == []
+
+
+def test_overview_promises_what_the_review_holds(page, tmp_path):
+    audit, table = audited(max_suspects=3, mixed=[(NAMES[0], EVIL)])
+    page.open(write_report(audit, tmp_path, "n", table))
+    assert "The 3 most suspicious of 30 are shown." in page.run("document.getElementById('lead').textContent")
+    mixed = page.run("document.getElementById('ambiguous').innerText")
+    assert mixed == f"Classes mixed as if they were one: cat and {EVIL}."
+    pairs = page.run("document.querySelectorAll('#pairs button').length")
+    ways = page.run("document.querySelectorAll('#pairs button:enabled').length")
+    assert (pairs, ways) == (4, 3)
+    for way in range(ways):
+        page.run(f"document.querySelectorAll('#pairs button:enabled')[{way}].click()")
+        assert page.run("document.querySelectorAll('.card').length") == 1
+    assert page.problems() == []
+
+
 def test_names_of_the_data_do_nothing(review):
     review.press("o")
     assert review.run("document.getElementById('name').textContent") == EVIL
@@ -248,6 +316,7 @@ def test_overview(page, tmp_path):
     assert not page.run("document.getElementById('review').hidden")
     assert page.run("document.getElementById('filter-given').value") != ""
     assert "The 10 most suspicious of 30" in page.run("document.getElementById('limit').textContent")
+    assert page.run("document.getElementById('ambiguous').hidden")
     assert page.problems() == []
 
 

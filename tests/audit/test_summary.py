@@ -19,7 +19,7 @@ def judged(given, suggested, score, issue):
             "issue": issue,
         }
     )
-    frame.attrs = {"noise_rate": 0.4, "noise_rate_interval": (0.35, 0.45)}
+    frame.attrs = {"noise_rate": 0.4, "noise_rate_interval": (0.35, 0.45), "ambiguous_classes": [("b", "a")]}
     return frame
 
 
@@ -36,6 +36,7 @@ def audit():
 
 def test_numbers_of_the_overview(audit):
     assert (audit.noise_rate, audit.noise_interval) == (0.4, (0.35, 0.45))
+    assert audit.ambiguous_classes == [("b", "a")]
     assert audit.suspects.tolist() == [4, 2, 1, 5]
     assert audit.num_issues == 4
     assert audit.confusion.to_numpy().tolist() == [["a", "b", 3], ["b", "a", 1]]

@@ -21,7 +21,7 @@ def test_pictures_lie_in_their_places():
     colours = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
     images = table(*(Image.new("RGB", (40, 20), colour) for colour in colours))
     samples = [i % 3 for i in range(70)]
-    sheets = [Image.open(io.BytesIO(sheet)).convert("RGBA") for sheet in draw_sheets(images, samples, 40)]
+    sheets = [Image.open(io.BytesIO(sheet)).convert("RGBA") for sheet, _ in draw_sheets(images, samples, 40)]
     assert [sheet.size for sheet in sheets] == [(320, 320), (320, 40)]
     for place, sample in enumerate(samples):
         sheet, inside = sheets[place // 64], place % 64
@@ -36,5 +36,11 @@ def test_unreadable_and_extreme_images():
     images = table(None, Image.new("RGB", (3000, 2)), Image.new("RGB", (1, 900)))
     assert cell_side(images, [0, 1, 2]) == 128
     assert cell_side(images, [0]) == 1
-    (sheet,) = draw_sheets(images, [0, 1, 2], 64)
-    assert Image.open(io.BytesIO(sheet)).size == (512, 64)
+    (drawn,) = draw_sheets(images, [0, 1, 2], 64)
+    assert Image.open(io.BytesIO(drawn[0])).size == (512, 64)
+
+
+def test_what_cannot_be_read_is_told_by_its_place():
+    images = table(Image.new("RGB", (4, 4)), None)
+    faults = [faults for _, faults in draw_sheets(images, [1, *[0] * 63, 0, 1], 4)]
+    assert faults == [{0: "'1': unreadable image: no bytes"}, {65: "'1': unreadable image: no bytes"}]

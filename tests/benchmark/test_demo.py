@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from prism_dml.benchmark import DemoStopped, demo, run_demo, summarise
+from prism_dml.benchmark import DemoStopped, demo, demo_page, run_demo, summarise
 from prism_dml.data import letters_table, open_images, read_table
 from prism_dml.models import load
 from prism_dml.training.log import Log
@@ -56,6 +56,22 @@ def test_folder_has_all_that_is_promised(finished):
     assert json.loads((out / "result.json").read_text(encoding="utf-8")) == json.loads(json.dumps(result))
     assert not list(out.glob(".*"))
     assert any("oracle" in line.lower() for line in lines)
+
+
+def test_line_is_drawn_where_the_decision_is(finished, tmp_path, monkeypatch):
+    out, result, _ = finished
+    (tmp_path / "refract").mkdir()
+    (tmp_path / "refract" / "metrics.jsonl").write_bytes((out / "refract" / "metrics.jsonl").read_bytes())
+    samples = pd.read_csv(out / "samples.csv")
+    lines = []
+    monkeypatch.setattr(demo_page, "plot_clean_probability", lambda *arguments: lines.append(arguments[3]))
+    test = demo._noisy_table("letters", 0, 0.5).split("test")
+    vectors = dict.fromkeys(demo_page.MODELS, torch.eye(len(test)))
+    for judged in (samples, samples[samples["keep"]]):  # where all are kept, too
+        demo_page.draw_pictures(tmp_path, result, judged, test, vectors)
+    assert lines == [0.5, 0.5]
+    assert (samples["keep"] == (samples["clean_probability"] >= 0.5)).all()
+    assert "of a probability of 0.5 or more" in (out / "report.html").read_text(encoding="utf-8")
 
 
 def test_samples_are_sorted_and_agree_with_the_result(finished):

@@ -1,5 +1,11 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
+from prism_dml.benchmark import plots
+from prism_dml.benchmark.grid import Comparison
 from prism_dml.benchmark.jobs import all_tuning_jobs, grid_jobs
 from prism_dml.benchmark.plots import draw_plots
 from prism_dml.benchmark.table import Facts, spread, write_table
@@ -42,17 +48,32 @@ def finished(protocol_of, fields):
     return protocol, places, results
 
 
+def written(folder, *finished, pictures=(), failed=()):
+    """The table of a comparison, as text."""
+    write_table(folder / "table.md", *finished, Facts("prism benchmark x", pictures, failed, 3, 3))
+    return (folder / "table.md").read_text(encoding="utf-8")
+
+
+def drawn(monkeypatch, protocol, places, results):
+    """The axes of each picture, by the file's name."""
+    pictures = {}
+
+    def keep(figure, axes, file):
+        pictures[file.name] = axes
+        return [file]
+
+    monkeypatch.setattr(plots, "_write", keep)
+    draw_plots(protocol, places, [], results, Path())
+    return pictures
+
+
 def cells(text):
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
     return {row[0]: [cell.strip() for cell in row[1:]] for row in rows}
 
 
 def test_the_numbers(finished, tmp_path):
-    protocol, places, results = finished
-    write_table(
-        tmp_path / "table.md", protocol, places, results, Facts("prism benchmark x", ["plots/a.png"], [])
-    )
-    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    text = written(tmp_path, *finished, pictures=["plots/a.png"])
     rows = cells(text)
     assert rows["MCL"][:5] == ["2", "0.300 ± 0.141", "0.150 ± 0.071", "0.00 ± 0.00", "0.00 ± 0.00"]
     # (0.5 - 0.2) / (0.8 - 0.2) = 0.5 and (0.5 - 0.4) / (0.6 - 0.4) = 0.5, seed by seed
@@ -66,6 +87,7 @@ def test_the_numbers(finished, tmp_path):
     assert "    prism benchmark x\n" in text and "a machine" in text and "prism-dml 1" in text
     assert "| tiny | mcl | 0.001: 0.001; 0.002: 0.002 | 0.002 |" in text
     assert "out of 2" in text and "![a](plots/a.png)" in text and "## Failed" not in text
+    assert "runs are done" not in text and "Not run here" not in text and "Not with all seeds" not in text
 
 
 def test_rows_of_another_machine_are_named(finished, tmp_path):
@@ -73,8 +95,7 @@ def test_rows_of_another_machine_are_named(finished, tmp_path):
     for place in places:
         if place.row.name == "PRISM" or (place.row.name == "Oracle" and place.seed == 1):
             results[place.job.key]["machine"] = "another"
-    write_table(tmp_path / "table.md", protocol, places, results, Facts("x", [], []))
-    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    text = written(tmp_path, protocol, places, results)
     assert "\nMachine: a machine.\nMachine: another: PRISM, part of Oracle.\n" in text
     assert text.count("Versions: ") == 1
 
@@ -87,13 +108,37 @@ def test_what_is_missing_or_failed(finished, tmp_path):
         "error": "ValueError: no",
     }  # fmt: skip
     del results[oracle]
-    write_table(tmp_path / "table.md", protocol, places, results, Facts("x", [], [failure]))
-    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    text = written(tmp_path, protocol, places, results, failed=[failure])
     assert cells(text)["Oracle"][:2] == ["1", "0.800"]
-    assert cells(text)["PRISM"][3] == "0.50"  # of seed 0 alone
+    assert cells(text)["PRISM"][3:5] == ["0.50 (1 seed)"] * 2 and cells(text)["Oracle"][3] == "1.00"
+    assert "\nNot with all seeds: Oracle.\n" in text
     assert "- tiny, symmetric 50%, seed 1, Oracle (run): ValueError: no" in text
-    write_table(tmp_path / "table.md", protocol, places, {}, Facts("x", [], []))
-    assert "Nothing is finished yet." in (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "Nothing is finished yet." in written(tmp_path, protocol, places, {})
+
+
+def test_a_comparison_that_is_not_whole_says_so(finished, tmp_path):
+    protocol, places, results = finished
+    for place in places:
+        if place.row.name in ("PRISM", "All clean"):
+            results.pop(place.job.key, None)
+    lines = [json.dumps(result | {"key": key, "error": None}) + "\n" for key, result in results.items()]
+    (tmp_path / "results.jsonl").write_text("".join(lines), encoding="utf-8")
+    Comparison(replace(protocol, tuning=None), tmp_path, "prism benchmark x").write()
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "\n5 of 9 runs are done; what is missing is said below each table.\n" in text
+    assert "\nNot run here: PRISM; All clean.\n" in text
+    pixels = {place.job.key for place in places if place.row.name == "Raw pixels"}
+    rest = {key: result for key, result in results.items() if "metrics" not in result or key in pixels}
+    text = written(tmp_path, protocol, places, rest)
+    assert "\nNot run here: the other 4 rows of the protocol.\n" in text
+
+
+def test_nothing_is_best_that_has_no_rival(finished, tmp_path):
+    protocol, places, results = finished
+    for place in places:
+        if place.row.name == "MCL":
+            del results[place.job.key]
+    assert cells(written(tmp_path, protocol, places, results))["PRISM"][1] == "0.500 ± 0.000"
 
 
 def test_rows_below_raw_pixels_are_named(finished, tmp_path):
@@ -106,8 +151,7 @@ def test_rows_below_raw_pixels_are_named(finished, tmp_path):
         for place in places:
             if place.row.name == "Raw pixels":
                 results[place.job.key] = record(floor)
-        write_table(tmp_path / "table.md", protocol, places, results, Facts("x", [], []))
-        text = (tmp_path / "table.md").read_text(encoding="utf-8")
+        text = written(tmp_path, protocol, places, results)
         assert ("below raw pixels" in text) == (words is not None) and (words or "") in text
 
 
@@ -116,8 +160,7 @@ def test_no_gap_where_the_oracle_is_not_better(finished, tmp_path):
     for place in places:
         if place.row.name == "Oracle":
             results[place.job.key] = record(0.1)
-    write_table(tmp_path / "table.md", protocol, places, results, Facts("x", [], []))
-    assert cells((tmp_path / "table.md").read_text(encoding="utf-8"))["PRISM"][3] == ""
+    assert cells(written(tmp_path, protocol, places, results))["PRISM"][3] == ""
 
 
 def test_pictures(finished, tmp_path):
@@ -144,9 +187,56 @@ def test_many_rows_are_drawn_one_below_the_other_and_only_those_of_several_rates
     protocol = protocol_of(fields)
     places = grid_jobs(protocol, lambda data, row: {"lr": 1e-3 * (1 + int(row.name.split()[1]))})
     results = {place.job.key: record(0.5) for place in places}
-    drawn = draw_plots(protocol, places, [], results, tmp_path)
-    assert [file.name for file in drawn] == [
+    pictures = draw_plots(protocol, places, [], results, tmp_path)
+    assert [file.name for file in pictures] == [
         "tiny_symmetric_precision.png",
         "tiny_symmetric_precision_0.5.png",
     ]
-    assert all(file.stat().st_size for file in drawn)
+    assert all(file.stat().st_size for file in pictures)
+
+
+@pytest.fixture
+def uneven(protocol_of, fields):
+    """Two rates, all seeds at one of them only: a protocol, its places and made-up results."""
+    fields["grid"] = [
+        {"noise": "symmetric", "rate": 0.5, "seeds": [0, 1]},
+        {"noise": "symmetric", "rate": 0.2, "seeds": [0]},
+    ]
+    protocol = protocol_of(fields)
+    places = grid_jobs(protocol, lambda data, row: {})
+    results = {
+        place.job.key: record(PRECISION.get(place.row.name, (0.3, 0.3))[place.seed] + place.seed / 100)
+        for place in reversed(places)
+    }
+    return protocol, places, results
+
+
+def test_what_no_wrong_label_touches_is_a_level_of_all_its_seeds(uneven, monkeypatch):
+    axes = drawn(monkeypatch, *uneven)["tiny_symmetric_precision.png"]
+    levels = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert levels["All clean"] == pytest.approx([0.905, 0.905])
+    assert levels["Raw pixels (one run)"] == [0.3, 0.3]
+    assert {bar.get_label() for bar in axes.containers} == {"MCL", "PRISM", "Oracle"}
+
+
+def test_points_of_one_run_are_hollow_and_have_no_whisker(uneven, monkeypatch):
+    axes = drawn(monkeypatch, *uneven)["tiny_symmetric_precision.png"]
+    hollow = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
+    assert [list(line.get_xdata()) for line in hollow] == [[0.2]] * 3
+    assert axes.get_ylabel().endswith("hollow: one run")
+    whiskers = {bar.get_label(): bar.lines[2][0].get_segments() for bar in axes.containers}
+    assert [len(ends) for ends in whiskers["MCL"]] == [0, 2]
+
+
+def test_a_ranking_has_hollow_points_too_and_levels_of_seeds_that_are_not_in_it(uneven, monkeypatch):
+    protocol, places, results = uneven
+    few = [p for p in places if p.rate == 0.2 or p.row.is_reference]
+    axes = drawn(monkeypatch, protocol, few, results)["tiny_symmetric_precision.png"]
+    (hollow,) = (line for line in axes.lines if line.get_markerfacecolor() == "white")
+    assert list(hollow.get_ydata(orig=True)) == ["MCL", "Raw pixels", "PRISM", "Oracle"]
+    assert axes.get_xlabel() == "Precision@1: mean and standard deviation over the seeds; hollow: one run"
+
+
+def test_references_alone_are_no_picture(uneven, monkeypatch):
+    protocol, places, results = uneven
+    assert drawn(monkeypatch, protocol, [p for p in places if p.row.is_reference], results) == {}

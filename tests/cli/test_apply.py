@@ -1,6 +1,9 @@
 import json
 import shutil
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from prism_dml.data import Correction, Corrections, read_table, table_fingerprint, write_corrections
@@ -122,3 +125,38 @@ def test_the_same_command_again_replaces_what_it_wrote(prism, image_folder, tmp_
             "apply", tmp_path / "photos.csv", tmp_path / "c.json", "--out", tmp_path / "photos_cleaned.csv"
         )
         assert status == 0, error
+
+
+def test_other_columns_of_a_list_stay(prism, tmp_path):
+    (tmp_path / "d.csv").write_text('id,path,label,note\n007,a.png,a,"x, y"\n008,b.png,b,\n009,c.png,a,z\n')
+    table = read_table(tmp_path / "d.csv")
+    items = [Correction(0, "a.png", "a", "relabel", "b"), Correction(1, "b.png", "b", "drop", None)]
+    write_corrections(Corrections(table_fingerprint(table), items), tmp_path / "c.json")
+    status, _, error = prism("apply", tmp_path / "d.csv", tmp_path / "c.json", "--out", tmp_path / "f.csv")
+    assert (status, error) == (0, "")
+    assert (tmp_path / "f.csv").read_text() == 'id,path,label,note\n007,a.png,b,"x, y"\n009,c.png,a,z\n'
+
+
+@pytest.mark.parametrize("kind", [".parquet", ".npz"])
+def test_embeddings_that_were_audited_without_images(prism, tmp_path, kind):
+    """Also where a class has a name that no list would give it."""
+    generator, numbers = np.random.default_rng(0), np.repeat([0, 1, 2], 20)
+    vectors = np.eye(8, dtype=np.float32)[numbers] + 0.05 * generator.normal(size=(60, 8)).astype(np.float32)
+    labels = np.array(["a", "b ", "c"])[numbers]
+    labels[[3, 50]] = "b ", "a"
+    labels[22] = "a"
+    data, out = tmp_path / f"e{kind}", tmp_path / "fixed.csv"
+    if kind == ".npz":
+        np.savez(data, embeddings=vectors, labels=labels)
+    else:
+        pq.write_table(pa.table({"embedding": vectors.tolist(), "label": labels.tolist()}), data)
+    status, _, error = prism("audit", data, "--out", tmp_path / "a")
+    assert status == 0, error
+    status, shown, error = prism("apply", data, tmp_path / "a" / "suggestions.json", "--out", out)
+    assert status == 0, error
+    assert shown.startswith(f"{out}: 60 images; 3 relabelled, 0 found right, 0 dropped\n")
+    right = np.array(["a", "b ", "c"])[numbers]
+    assert out.read_text().splitlines() == [
+        "path,label",
+        *(f"#{i},{label}" for i, label in enumerate(right)),
+    ]

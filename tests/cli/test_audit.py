@@ -1,4 +1,6 @@
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 
@@ -184,17 +186,23 @@ def test_what_has_changed_beside_the_training_data_is_embedded_anew(
     assert embedded == [2, 3], "the image with two labels; and the one with another label than before"
 
 
-def test_the_circle_with_embeddings_and_no_person(prism, tmp_path):
+@pytest.fixture
+def coloured(prism, tmp_path):
+    """A list of three classes of 30 images in photos/, 20 % of the labels wrong."""
     for name in ("café", "tea pot", "cup"):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for i in range(30):
             Image.new("RGB", (8, 8), (i, 90, 160)).save(tmp_path / "photos" / name / f"{i}.png")
     noisy_list = tmp_path / "noisy.csv"
     prism("corrupt", tmp_path / "photos", "--kind", "symmetric", "--rate", 0.2, "--out", noisy_list)
-    table = read_table(noisy_list)
+    return noisy_list
+
+
+def test_the_circle_with_embeddings_and_no_person(prism, coloured, tmp_path):
+    table = read_table(coloured)
     embeddings = clustered(table, tmp_path / "e.npz")
     out, fixed = tmp_path / "audit", tmp_path / "fixed.csv"
-    status, shown, error = prism("audit", embeddings, noisy_list, "--out", out, "--json")
+    status, shown, error = prism("audit", embeddings, coloured, "--out", out, "--json")
     assert status == 0, error
     summary = json.loads(shown)
     assert (
@@ -202,7 +210,7 @@ def test_the_circle_with_embeddings_and_no_person(prism, tmp_path):
         == table.is_noisy.sum()
         == len(read_corrections(out / "suggestions.json").items)
     )
-    assert prism("apply", noisy_list, out / "suggestions.json", "--out", fixed)[0] == 0
+    assert prism("apply", coloured, out / "suggestions.json", "--out", fixed)[0] == 0
     assert not read_table(fixed).is_noisy.any()
 
 
@@ -224,10 +232,58 @@ def test_images_that_cannot_be_read_are_left_out(prism, run_folder, image_folder
     assert pd.read_parquet(tmp_path / "audit" / "issues.parquet")["index"].tolist() == [1, 2, 3]
 
 
+def test_pictures_that_cannot_be_read_are_told_in_a_line(prism, coloured, tmp_path, caplog):
+    embeddings = clustered(read_table(coloured), tmp_path / "e.npz")
+    shutil.rmtree(tmp_path / "photos")
+    assert prism("audit", embeddings, coloured, "--out", tmp_path / "audit")[0] == 0
+    (said,) = [record.getMessage() for record in caplog.records]
+    pattern = r"(\d+) of \1 images of the page cannot be read, e.g. '(.*)': No such file or directory"
+    assert re.fullmatch(pattern, said)[2] in read_table(coloured).paths
+
+
+def test_classes_that_are_mixed_are_told(prism, tmp_path):
+    rng, count = np.random.default_rng(0), 60
+    centres = np.linalg.qr(rng.normal(size=(32, 12)))[0].T
+    labels = np.arange(12 * count) % 12
+    vectors = centres[np.where(labels == 11, 10, labels)] + 0.05 * rng.normal(size=(len(labels), 32))
+    names = np.array([f"class {k}" for k in labels])
+    np.savez(tmp_path / "e.npz", embeddings=vectors, labels=names)
+    status, shown, error = prism("audit", tmp_path / "e.npz", "--out", tmp_path / "audit")
+    assert status == 0, error
+    ((one, other),) = json.loads((tmp_path / "audit" / "summary.json").read_text())["ambiguous_classes"]
+    assert {one, other} == {"class 10", "class 11"}
+    assert f"\nClasses mixed as if they were one: {one} and {other}\n" in shown
+
+
+def test_a_modified_picture_is_embedded_anew(prism, image_folder, tmp_path, monkeypatch, caplog):
+    folder, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(image_folder / "train", folder)
+    assert prism("train", folder, "--out", run, *SMALL)[0] == 0
+    picture, other = sorted(folder.rglob("*.png"))[3], sorted(folder.rglob("*.png"))[-1]
+    picture.write_bytes(other.read_bytes())
+    later = (run / "embeddings.parquet").stat().st_mtime + 5
+    os.utime(picture, (later, later))
+    embedded = embedded_in(monkeypatch)
+    caplog.clear()
+    assert prism("audit", run, folder, "--out", tmp_path / "audit")[0] == 0
+    assert embedded == [1]
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("images modified after the run are embedded anew: 1, e.g. ") and said.endswith(
+        picture.name
+    )
+    rows = pd.read_parquet(tmp_path / "audit" / "issues.parquet")
+    assert len(rows) == 18 and (rows.loc[[3, 17], "issue"] == "conflicting duplicate").any()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("{run}",), "DATA is missing"),
+        (("{npy}",), "embeddings must be .npz or .parquet, with their labels"),
+        (("{npy}", "{data}"), "embeddings must be .npz or .parquet, with their labels"),
+        (("{missing}/no",), "no such file or folder"),
+        (("{one}",), "2 classes or more are needed, the data has 1"),
+        (("{run}", "{lone}"), "2 classes or more are needed, the data has 1"),
         (("{npz}", "--split", "train"), "--split needs DATA"),
         (("{npz}", "{data}", "--split", "no"), "there is no split 'no'"),
         (("{run}", "{whole}", "--split", "no"), "the data has no splits; leave split out"),
@@ -241,6 +297,10 @@ def test_mistakes_are_one_line(prism, run_folder, image_folder, noisy_list, tmp_
     table = read_table(noisy_list)
     places = {"run": run_folder, "npz": clustered(table, tmp_path / "e.npz"), "data": noisy_list}
     places |= {"whole": image_folder / "train", "of_whole": tmp_path / "w.npz"}
+    places |= {"npy": tmp_path / "e.npy", "one": tmp_path / "one.npz", "lone": tmp_path / "lone"}
+    np.save(places["npy"], np.eye(4))
+    np.savez(places["one"], embeddings=np.eye(4), labels=["a"] * 4)
+    shutil.copytree(image_folder / "test" / "fork", places["lone"] / "fork")
     prism("embed", run_folder, places["whole"], "--out", places["of_whole"])
     for name, paths in [("other", table.paths), ("missing", ["nowhere.png"] * len(table))]:
         places[name] = tmp_path / f"{name}.npz"

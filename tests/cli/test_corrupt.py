@@ -101,3 +101,14 @@ def test_labels_of_other_splits_that_are_wrong_already_do_not_count(prism, image
     )
     assert status == 0, error
     assert "2 of 8 training labels (25.0%) are wrong" in shown
+
+
+def test_other_columns_of_a_list_stay(prism, tmp_path):
+    (tmp_path / "d.csv").write_text("id,path,label,note\n007,a.png,a,x\n008,b.png,b,\n")
+    status, _, error = prism(
+        "corrupt", tmp_path / "d.csv", "--kind", "pair", "--rate", 1, "--out", tmp_path / "n.csv"
+    )
+    assert (status, error) == (0, "")
+    assert (tmp_path / "n.csv").read_text() == (
+        "id,path,label,note,clean_label,is_noisy\n007,a.png,b,x,a,True\n008,b.png,a,,b,True\n"
+    )

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from prism_dml import load
+from prism_dml.cli import embed as cli
 from prism_dml.cli.embed import choose_device
 from prism_dml.data import read_image, read_table
 
@@ -117,6 +118,31 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(prism, run_folder, imag
     assert status == 2 and error.count("\n") == 1
     assert f"{out} cannot be written: " in error and "what was there before is whole" in error
     assert out.read_bytes() == before and list(tmp_path.iterdir()) == [out]
+
+
+def test_a_place_that_cannot_be_written_to_is_found_before_the_work(
+    prism, run_folder, image_folder, tmp_path, monkeypatch
+):
+    """What is there already stays, and nothing is left beside it."""
+
+    def nothing_to_do(*_):
+        raise ValueError("embedding")
+
+    monkeypatch.setattr(cli, "embed_table", nothing_to_do)
+    (tmp_path / "file").write_text("mine")
+    out = tmp_path / "file" / "e.npz"
+    status, _, error = prism("embed", run_folder, image_folder, "--out", out)
+    assert (status, error) == (
+        2,
+        f"prism: error: {out} cannot be written: {tmp_path / 'file'} is no folder\n",
+    )
+    (tmp_path / "e.npz").write_text("mine, too")
+    status, _, error = prism("embed", run_folder, image_folder, "--out", tmp_path / "e.npz")
+    assert (status, error) == (2, "prism: error: embedding\n")
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {
+        "file": "mine",
+        "e.npz": "mine, too",
+    }
 
 
 def test_no_model_there(prism, image_folder, tmp_path):

@@ -63,6 +63,21 @@ def test_dash_prints_json_only(prism, run_folder, image_folder):
     assert (result["num_queries"], result["split"], result["seed"]) == (18, "train", 5)
 
 
+def test_classes_that_it_has_learned_from_are_told(prism, run_folder, image_folder, tmp_path, caplog):
+    run, file = tmp_path / "run", tmp_path / "run" / "run.json"
+    shutil.copytree(run_folder, run)
+    learned = {"result": {"steps": 1}, "settings": {}, "classes": ["cup", "fork", "tea pot"]}
+    file.write_text(json.dumps(learned), encoding="utf-8")
+    for split, told in (("train", "2 of 3"), ("test", "1 of 2")):
+        caplog.clear()
+        assert prism("evaluate", run, image_folder, "--split", split)[0] == 0
+        (said,) = [record.getMessage() for record in caplog.records]
+        assert said == f"{told} classes are not new to {run}: it has learned from classes of their names"
+    file.write_text(json.dumps(learned | {"classes": ["spoon"]}), encoding="utf-8")
+    caplog.clear()
+    assert prism("evaluate", run, image_folder)[0] == 0 and not caplog.records
+
+
 def test_unknown_split_names_those_there_are(prism, run_folder, image_folder):
     status, _, error = prism("evaluate", run_folder, image_folder, "--split", "dev")
     assert status == 2

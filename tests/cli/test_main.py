@@ -4,6 +4,7 @@ import sys
 from importlib.util import find_spec
 
 import pytest
+import torch
 
 from prism_dml import __version__
 from prism_dml.cli.main import COMMANDS, main
@@ -111,9 +112,48 @@ def test_users_mistakes_are_one_line(command, capsys, error, line):
     assert capsys.readouterr().err == f"prism: error: {line}\n"
 
 
+LOST = "a process that decodes images {}: if memory is short, fewer workers need less"
+SHORT = (
+    "not enough memory: torch {}; smaller batches, images, embeddings or banks need less, and fewer workers"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RuntimeError("DataLoader worker (pid 47) is killed by signal: Killed. "), LOST.format("was killed (Killed)")),
+        (RuntimeError("DataLoader worker (pid(s) 12, 13) exited unexpectedly"), LOST.format("has ended")),
+        (
+            RuntimeError(
+                "process 1 failed\nTraceback (most recent call last):\nRuntimeError: DataLoader worker (pid 4) is "
+                "killed by signal: Bus error. It is possible that dataloader's workers are out of shared memory."
+            ),
+            LOST.format("was killed (Bus error)"),
+        ),
+        (
+            torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity"),
+            SHORT.format("asked for 2.50 GiB"),
+        ),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"), SHORT.format("got no more")),
+        (MemoryError("Caught MemoryError in DataLoader worker process 0.\nOriginal"), SHORT.format("got no more")),
+    ],
+)  # fmt: skip
+def test_what_torch_says_of_a_lack_of_room_is_one_line(command, capsys, monkeypatch, error, line):
+    command(raising(error))
+    assert main(["corrupt"]) == 2
+    assert capsys.readouterr().err == f"prism: error: {line}\n"
+    monkeypatch.setenv("PRISM_DEBUG", "1")
+    assert main(["corrupt"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback") and str(error) in shown and shown.endswith(f"{line}\n")
+
+
 def test_our_mistakes_show_where(command):
     command(raising(AssertionError("ours")))
     with pytest.raises(AssertionError, match="ours"):
+        main(["corrupt"])
+    command(raising(RuntimeError("ours, too")))
+    with pytest.raises(RuntimeError, match="ours, too"):
         main(["corrupt"])
 
 

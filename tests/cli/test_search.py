@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -83,6 +84,14 @@ def test_an_index_of_a_file_tells_no_model(prism, run_folder, image_folder, tmp_
         status, _, error = prism("search", other, tmp_path / "i", image_folder / "test")
         assert (status == 2) == refused
     assert "embeddings of 6 numbers, the query of 5: it was built with another model" in error
+
+
+def test_an_index_needs_a_model_or_embeddings_with_labels(prism, image_folder, tmp_path):
+    np.save(tmp_path / "e.npy", np.eye(4))
+    for data in ((), (image_folder,)):
+        status, _, error = prism("index", tmp_path / "e.npy", *data, "--out", tmp_path / "i")
+        assert (status, error.count("\n")) == (2, 1)
+        assert "e.npy: embeddings must be .npz or .parquet, with their labels" in error
 
 
 def test_a_sheet_needs_the_indexed_data(prism, run_folder, image_folder, tmp_path):

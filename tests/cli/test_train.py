@@ -59,6 +59,24 @@ def test_the_next_command_puts_up_with_as_many_unreadable_images(prism, image_fo
     assert prism(*following)[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("options", "images"),
+    [
+        ((), "17"),
+        (("--cache", "stream"), "17"),
+        (("--cache", "stream", "--method", "contrastive"), "at most 18"),
+    ],
+)
+def test_what_cannot_be_read_is_not_learned_from(prism, image_folder, tmp_path, options, images):
+    """Of a stream it is only known to a method that looks at all images in the end."""
+    data = shutil.copytree(image_folder / "train", tmp_path / "images")
+    next(file for file in sorted(data.rglob("*")) if file.is_file()).write_bytes(b"nothing")
+    arguments = ("train", data, "--max-unreadable", 0.5, "--out", tmp_path / "run", *QUICK, *options)
+    status, shown, error = prism(*arguments)
+    assert status == 0, error
+    assert re.search(rf"Learned from +{images} images of 3 classes", shown), shown
+
+
 def test_a_finished_run_cannot_be_gone_on_with(prism, image_folder, tmp_path):
     arguments = ("train", image_folder, "--out", tmp_path / "run", *QUICK)
     assert prism(*arguments)[0] == 0

@@ -79,6 +79,15 @@ def test_too_many_unreadable_images() -> None:
     assert "a higher max_unreadable puts up with more" in str(error.value)
 
 
+def test_all_unreadable_images_are_named_before_it_ends(caplog: pytest.LogCaptureFixture) -> None:
+    data = [encode(grey(0))] * 20 + [b"no image", b""] * 3
+    with caplog.at_level(logging.WARNING, "prism_dml"), pytest.raises(ValueError, match="6 of 26 images"):
+        load_images(table_of(data), 4)
+    assert [message.split(":")[0] for message in caplog.messages] == [
+        f"skipped '{i}.png'" for i in range(20, 26)
+    ]
+
+
 def test_nothing_readable_is_an_error_however_much_is_put_up_with() -> None:
     with pytest.raises(ValueError, match="none of the 2 images is readable; the last one: '1.png'"):
         load_images(table_of([b"", b""]), 4, max_unreadable=1)

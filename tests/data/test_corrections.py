@@ -100,6 +100,14 @@ def test_corrections_of_other_data_are_refused():
         apply_corrections(table(["a", "b", "b", "10"]), made)
 
 
+def test_a_class_of_the_data_is_accepted_by_any_name(tmp_path):
+    data = table(labels=["a", "b ", "a"])
+    write_corrections(decided(data, (0, "relabel", "b ")), tmp_path / "c.json")
+    assert names(apply_corrections(data, read_corrections(tmp_path / "c.json")).table) == ["b ", "b ", "a"]
+    with pytest.raises(ValueError, match="sample 0: the new class ' c' must not begin or end with a space"):
+        apply_corrections(data, decided(data, (0, "relabel", " c")))
+
+
 def of_paths(paths):
     return ImageTable.from_names(BytesImages([b""] * len(paths)), paths, ["a"] * len(paths))
 

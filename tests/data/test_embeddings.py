@@ -2,8 +2,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from prism_dml.data import SCORES, read_embeddings
+from prism_dml.data import SCORES, BytesImages, Embedded, ImageTable, read_embeddings, write_embeddings
+from prism_dml.data import embeddings as module
 
 VECTORS = np.array([[1.0, 2.0], [3.0, 4.0]])
 
@@ -30,6 +32,38 @@ def test_parquet(tmp_path, type_):
     found = read_embeddings(tmp_path / "e.parquet")
     assert found.vectors.tolist() == VECTORS.tolist()
     assert (found.labels, found.paths) == (["5", "6"], ["#0", "#1"])
+
+
+@pytest.mark.parametrize(
+    "type_", [pa.list_(pa.int8()), pa.large_list(pa.float64()), pa.list_(pa.float32(), 2)]
+)
+def test_embeddings_in_several_chunks(tmp_path, monkeypatch, type_):
+    """Some are slices, or empty."""
+    whole = pa.array([[7, 7], *VECTORS.tolist()], type_)
+    chunks = [whole.slice(1, 1), whole.slice(0, 0), whole.slice(1, 2)]
+    rows = pa.table({"embedding": pa.chunked_array(chunks), "label": ["a", "b", "c"]})
+    monkeypatch.setattr(module.pq, "read_table", lambda _: rows)
+    found = read_embeddings(tmp_path / "e.parquet").vectors
+    assert found.dtype == np.float32 and found.tolist() == [[1, 2], [1, 2], [3, 4]]
+
+
+def test_more_numbers_than_one_array_of_lists_can_hold(tmp_path, monkeypatch):
+    """2^31 and one: of what they say only that one row is shorter is looked at here, which takes no memory."""
+    million = pa.array([np.zeros(2**20, np.int8)], pa.list_(pa.int8()))
+    lists = pa.chunked_array([*[million] * 2**11, pa.array([[1]], million.type)])
+    rows = pa.table({"embedding": lists, "label": ["a"] * len(lists)})
+    monkeypatch.setattr(module.pq, "read_table", lambda _: rows)
+    with pytest.raises(ValueError, match="every row must hold as many numbers as the others"):
+        read_embeddings(tmp_path / "e.parquet")
+
+
+def test_texts_are_written_with_offsets_that_reach_beyond_2_gb(tmp_path):
+    table = ImageTable(BytesImages([b""] * 2), ["p", "q"], np.array([1, 0]), ["a", "b"], np.array([-1, 0]))
+    write_embeddings(Embedded(torch.tensor(VECTORS).float(), table), tmp_path / "e.parquet")
+    schema = pq.read_schema(tmp_path / "e.parquet")
+    assert {schema.field(name).type for name in ("path", "label", "clean_label")} == {pa.large_string()}
+    found = read_embeddings(tmp_path / "e.parquet")
+    assert (found.paths, found.labels, found.vectors.tolist()) == (["p", "q"], ["b", "a"], VECTORS.tolist())
 
 
 def test_scores_beside_the_embeddings(tmp_path):
@@ -63,6 +97,7 @@ def test_scores_beside_the_embeddings(tmp_path):
             "labels from 0 to 2, but 2 classes",
         ),
         ({"embeddings": VECTORS, "labels": [[0], [2]]}, "labels must be of shape"),
+        ({"embeddings": VECTORS, "labels": [1, np.nan]}, "e.npz, row 1: no label"),
         ({"embeddings": VECTORS, "labels": np.array([1, "a"], dtype=object)}, "not a readable .npz"),
     ],
 )
@@ -78,9 +113,13 @@ def test_npz_that_does_not_fit(tmp_path, arrays, message):
         ({"label": [1]}, "no column 'embedding'"),
         ({"embedding": [1.0], "label": [1]}, "lists of numbers"),
         ({"embedding": [{"x": 1.0}], "label": [1]}, "lists of numbers"),
-        ({"embedding": [[1.0]], "label": pa.array([None], pa.string())}, "no label may be missing"),
+        ({"embedding": [[1.0]], "label": pa.array([None], pa.string())}, "e.parquet, row 0: no label"),
+        ({"embedding": [[1.0]] * 2, "label": ["a", " "]}, "e.parquet, row 1: no label"),
         ({"embedding": [[1.0], [1.0, 2.0]], "label": [1, 2]}, "as many numbers as the others"),
-        ({"embedding": [["a"]], "label": [1]}, "must be numbers"),
+        ({"embedding": [["a"]], "label": [1]}, "must be numbers, not string"),
+        ({"embedding": [[1e99]], "label": [1]}, "not finite"),
+        ({"embedding": [[1.0, None]], "label": [1]}, "not finite"),
+        ({"embedding": pa.array([], pa.list_(pa.float32())), "label": pa.array([], pa.string())}, "as many"),
     ],
 )
 def test_parquet_that_does_not_fit(tmp_path, columns, message):

@@ -33,6 +33,14 @@ def test_parts_come_back_in_order(tmp_path):
     assert read_unreadable(tmp_path, JOB, 0) == [2]
 
 
+def test_a_part_of_an_earlier_version_with_shorter_offsets(tmp_path):
+    open_job(tmp_path, JOB)
+    write_part(tmp_path, JOB, 0, rows(4), [])
+    now = rows(1).set_column(0, "path", pa.array(["4.png"], pa.large_string()))
+    write_part(tmp_path, JOB, 1, now, [])
+    assert read_parts(tmp_path)["path"].to_pylist() == ["0.png", "1.png", "2.png", "3.png", "4.png"]
+
+
 def test_batches_do_not_reach_into_another_part():
     found = [[batch.tolist() for batch in rows_by_batch(JOB, part, 3)] for part in range(JOB.num_parts)]
     assert found == [[[0, 1, 2], [3]], [[4]]]

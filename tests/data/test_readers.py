@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 import os
@@ -125,6 +126,25 @@ def test_depth_is_counted_below_splits(tmp_path: Path, caplog: pytest.LogCapture
     assert read_table(tmp_path).classes == ["dogs", "test", "train"]
     assert "3 images lie deeper" in caplog.messages[0]
     assert "'test/cars/1.png' is of the class 'test'" in caplog.messages[0]
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a/1.png", "a/deep/2.png", "b/3.png")
+    (tmp_path / "lost+found").mkdir()  # of the system, and only root can list it
+    scandir = os.scandir
+
+    def refusing(folder: Path) -> object:
+        if Path(folder).name in ("deep", "lost+found"):  # as by its permissions, which do not hold root back
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(PermissionError) as caught:
+        read_table(tmp_path)
+    assert caught.value.filename == str(tmp_path / "a" / "deep")
+    assert caught.value.strerror == "folder cannot be listed (Permission denied)"
+    (tmp_path / "a" / "deep").rename(tmp_path / "a" / "open")
+    assert len(read_table(tmp_path)) == 3
 
 
 def test_class_folders_without_images_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -337,6 +357,20 @@ def test_parquet_categories(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "text, data", [(pa.string_view(), pa.binary_view()), (pa.large_string(), pa.large_binary())]
+)
+def test_parquet_texts_and_bytes_of_every_layout(
+    tmp_path: Path, text: pa.DataType, data: pa.DataType
+) -> None:
+    labels = ["b", "a name longer than a view holds in place", "b"]
+    image = images(3).cast(pa.struct([("bytes", data), ("path", text)]))
+    columns = {name: pa.array(labels, text) for name in ("label", "clean_label", "split")}
+    table = read_table(write_parquet(tmp_path / "x.parquet", row_group=3, image=image, **columns))
+    assert names(table) == clean_names(table) == labels and table.splits.tolist() == labels
+    assert table.paths == ["0.png", "1.png", "2.png"] and table.images.read(2) == b"2"
+
+
 def test_parquet_class_names_of_the_hub(tmp_path: Path) -> None:
     features = {"label": {"_type": "ClassLabel", "names": ["zebra", "ape"]}, "image": {"_type": "Image"}}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
@@ -444,7 +478,7 @@ def test_row_group_damaged_after_the_table_was_read_is_unreadable_images(tmp_pat
     file = write_parquet(tmp_path / "x.parquet", image=images(4), label=["a"] * 4)
     table = read_table(file)
     file.write_bytes(b"x" * 1000)
-    with pytest.raises(ValueError, match=r"0.png.*not a readable parquet file"):
+    with pytest.raises(ValueError, match=r"none of the 4 .*3.png.*not a readable parquet file"):
         load_images(table, 8)
 
 

@@ -7,16 +7,20 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from prism_dml.cli.main import main
 from prism_dml.models import load
 from prism_dml.models.files import CHECKPOINT
-from prism_dml.training import TrainConfig, loop, train
+from prism_dml.training import TrainConfig, loop, run_folder, train
 from prism_dml.training.log import Log
 
 OPTIONS = {
@@ -240,3 +244,95 @@ def test_weights_that_are_no_numbers_end_a_run_with_what_may_help(table, tmp_pat
     config = TrainConfig(**OPTIONS | {"validation": 0.3, "validate_every": 4})
     with pytest.raises(ValueError, match="training has diverged, and a lower lr may help"):
         train(table.split("train"), config, tmp_path / "run")
+
+
+PRISM = [sys.executable, "-c", "import sys; from prism_dml.cli.main import main; sys.exit(main())"]
+
+
+@pytest.fixture
+def begun(folder: Path, tmp_path: Path):
+    """A run without end, with a process that decodes, in the folder "run": it has left a checkpoint."""
+    out = tmp_path / "run"
+    options = ["--steps=1000000", "--cache=stream", "--workers=1"]
+    command = subprocess.Popen(
+        [*PRISM, *arguments(folder, out), *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    wait_for(lambda: (out / CHECKPOINT).exists() or command.poll() is not None)
+    yield command
+    command.kill()
+    command.communicate()
+
+
+def wait_for(happened: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 200
+    while not happened() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def test_a_second_run_in_the_same_folder_ends_with_one_line(
+    begun, folder: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """And once the first is killed, nobody is in the way any more: not its decoder either."""
+    out = tmp_path / "run"
+    command = [*arguments(folder, out), "--steps=1000000", "--cache=stream", "--resume"]
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "WAIT", 0.1)
+        assert main(command) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"prism: error: another run is at work in {out}") and error.count("\n") == 1
+    begun.kill()
+    begun.wait()
+    with run_folder.holding(out, resume=True):
+        pass
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1)), "the log is of one run"
+
+
+def test_a_folder_that_another_run_has_finished_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="already holds a run"):
+        (tmp_path / "run.json").write_text("{}")
+        with run_folder.holding(tmp_path, resume=False):
+            raise AssertionError
+    (tmp_path / "run.json").unlink()
+    with run_folder.holding(tmp_path, resume=False):
+        pass
+
+
+def test_a_file_system_without_locks(folder: Path, whole, tmp_path: Path, monkeypatch, caplog) -> None:
+    def acquire(self, timeout: float) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    train(folder, CONFIG, tmp_path / "run")
+    assert "cannot be locked: let no other run write to" in caplog.text
+    assert left_behind(tmp_path / "run") == {name: data for name, data in whole.items() if name != ".lock"}
+
+
+def test_a_killed_decoder_ends_a_run_with_one_line(begun, tmp_path: Path) -> None:
+    listed = subprocess.run(
+        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(begun.pid)], capture_output=True, text=True
+    )
+    (decoder,) = [line.split()[0] for line in listed.stdout.splitlines() if "prism_dml.cli.main" in line]
+    os.kill(int(decoder), signal.SIGKILL)
+    _, errors = begun.communicate(timeout=100)
+    assert begun.returncode == 2
+    said = "a process that decodes images was killed (Killed): if memory is short, fewer workers need less"
+    at = tmp_path / "run" / CHECKPOINT
+    assert errors == f"prism: error: {said}; --resume goes on from {at}, with fewer workers too\n"
+
+
+def test_too_little_memory_is_one_line(folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """Torch's own words; where there is no checkpoint nothing is said of one."""
+    monkeypatch.setattr(loop, "finish", lambda *_: torch.empty(1 << 60, dtype=torch.uint8))
+    assert main(arguments(folder, tmp_path / "run")) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "prism: error: not enough memory: torch asked for 1152921504606846976 bytes; smaller"
+    )
+    assert "--resume goes on from" in error and error.count("\n") == 1
+    monkeypatch.setattr(loop, "open_sources", lambda *_: torch.empty(1 << 60, dtype=torch.uint8))
+    assert main(arguments(folder, tmp_path / "other")) == 2
+    assert capsys.readouterr().err.endswith("banks need less, and fewer workers\n")

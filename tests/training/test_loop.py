@@ -228,6 +228,66 @@ def test_resuming_with_other_settings_or_data(table, settings, tmp_path: Path) -
     assert left_behind(tmp_path / "run") == before, "a failed attempt must not harm the run"
 
 
+def test_what_changes_nothing_of_what_is_learned_may_change(table, settings, tmp_path: Path) -> None:
+    """A run that was killed for memory goes on with fewer decoders."""
+    config = settings(cache="stream", workers=0)
+    train(table, config, tmp_path / "whole")
+    free = {"workers": 2, "max_unreadable": 0.5, "checkpoint_every": 3, "max_bad_steps": 2}
+    train_until(6, table, settings(cache="stream", **free), tmp_path / "cut")
+    train(table, config, tmp_path / "cut", resume=True)
+    assert left_behind(tmp_path / "whole") == left_behind(tmp_path / "cut")
+
+
+def test_a_run_that_ended_in_too_many_unreadable_images_is_finished(table, settings, tmp_path: Path) -> None:
+    """None of the batches had it: it is met when all images are judged."""
+    options = {"cache": "stream", "validation": 0.0, "steps": 2, "log_every": 1}
+    seen = set()
+    with pytest.MonkeyPatch.context() as patch:
+        add = loop.Tally.add
+        patch.setattr(loop.Tally, "add", lambda *a: (seen.update(a[3].tolist()), add(*a)))
+        train(table, settings(**options), tmp_path / "seen")
+    images = [table.images.images.read(i) for i in range(len(table))]
+    images[min(set(range(96)) - seen)] = b"no image"
+    broken = replace(table, images=BytesImages(images))
+    with pytest.raises(ValueError, match="1 of the 96 images seen are unreadable"):
+        train(broken, settings(**options), tmp_path / "run")
+    log = log_of(tmp_path / "run")
+    assert train(broken, settings(**options, max_unreadable=0.1), tmp_path / "run", resume=True)["steps"] == 2
+    assert (
+        log_of(tmp_path / "run") == log and len(pd.read_parquet(tmp_path / "run" / "samples.parquet")) == 95
+    )
+
+
+@pytest.fixture
+def untouched(table):
+    """The same data, of which no image may be looked at."""
+    return replace(table, images=replace(table.images, readable=0))
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_before_images_are_read(
+    untouched, settings, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match="run.json cannot be written: Not a directory") as error:
+        train(untouched, settings(), tmp_path / "file" / "run")
+    assert "\n" not in str(error.value) and (tmp_path / "file").read_text() == "mine"
+
+
+def test_what_a_run_cannot_go_on_with_is_found_before_images_are_read(
+    table, untouched, settings, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="no checkpoint to go on from"):
+        train(untouched, settings(), tmp_path / "run", resume=True)
+    assert not (tmp_path / "run").exists()
+    train_until(3, table, settings(), tmp_path / "run")
+    with pytest.raises(ValueError, match="other settings or data: lr"):
+        train(untouched, settings(lr=0.1), tmp_path / "run", resume=True)
+    checkpoint = tmp_path / "run" / CHECKPOINT
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="damaged"):
+        train(untouched, settings(), tmp_path / "run", resume=True)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "half of the header", "a bit"])
 def test_a_damaged_checkpoint_is_one_clear_line(damage, table, settings, tmp_path: Path) -> None:
     train_until(3, table, settings(), tmp_path / "run")

@@ -1,13 +1,19 @@
+import hashlib
+import json
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prism_dml.data import ImageTable
+from prism_dml.data.names import Names
 from prism_dml.data.table import BytesImages
-from prism_dml.training.sources import cut_validation, own_validation
+from prism_dml.training import sources
+from prism_dml.training.sources import cut_validation, own_validation, training_fingerprint
 
 
 def table_of(sizes: list[int]) -> ImageTable:
@@ -78,3 +84,50 @@ def test_a_split_for_validation_of_one_class_is_refused() -> None:
     table = table_of([3, 4, 5])
     with pytest.raises(ValueError, match="the split 'val' has no two classes"):
         own_validation(replace(table, splits=np.where(table.labels == 1, "val", "train")))
+
+
+ODD = [
+    "é/ü.png",
+    "日本/☃.png",
+    'a "quoted".png',
+    "back\\slash",
+    "two\nlines",
+    "",
+    "a, b], [c",
+    "😀",
+    "\x00\x7f",
+    "z.png",
+]
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 5, 10, 65_536])
+@pytest.mark.parametrize("kind", [list, Names])
+@pytest.mark.parametrize("splits", [None, ["train"] * 7 + ["test"] * 3])
+def test_the_fingerprint_is_that_of_all_as_json(block, kind, splits, monkeypatch) -> None:
+    """As it always was, or no checkpoint of before could be gone on with."""
+    paths = ODD if kind is list else Names(pa.array(ODD))
+    if kind is list:
+        paths = [*ODD[:-1], "no text \udcff"]  # as the name of a file may be
+    given = [ODD[i % 3] for i in range(len(ODD))]
+    table = ImageTable.from_names(BytesImages([b""] * len(ODD)), paths, given, splits=splits)
+    monkeypatch.setattr(sources, "_BLOCK", block)
+    train = table.split("train")
+    text = json.dumps([train.classes, list(train.paths), train.labels.tolist()])
+    assert training_fingerprint(table) == hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def test_the_fingerprint_of_one_table_for_good() -> None:
+    assert training_fingerprint(table_of([3, 4, 5])) == "4566ce01040ffe80"
+
+
+def test_the_fingerprint_never_holds_all_rows_as_objects() -> None:
+    count = 400_000
+    paths = Names(pa.array(f"a folder/image {i:09}.jpg" for i in range(count)))
+    table = ImageTable(
+        BytesImages([b""] * count), paths, np.arange(count) % 1000, [f"{k}" for k in range(1000)]
+    )
+    tracemalloc.start()
+    training_fingerprint(table)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 * count, "a path alone is more than 70 bytes as an object, and 30 as text"

@@ -138,9 +138,14 @@ function sheetUrl(number) {
   return sheetUrls.get(number);
 }
 
+const missing = new Set(sheets?.missing);
 function picture(className, place, description) {
+  if (missing.has(place)) {
+    const path = data.near.path[place], words = `no picture: ${path}`;
+    const shownPath = make("span", { class: "path", text: path });
+    return make("span", { class: `${className} missing`, role: "img", "aria-label": words, title: words }, "no picture", shownPath);
+  }
   const element = make("span", { class: className, role: "img", "aria-label": description, title: description });
-  if (place < 0) return element;
   const perSheet = sheets.columns ** 2;
   const number = Math.floor(place / perSheet);
   const inside = place % perSheet;
@@ -447,8 +452,29 @@ function fillFilters() {
   counted("filter-suggested", suspects.suggested, classes, "all classes");
   counted("filter-kind", suspects.issue, data.kinds, "all kinds");
   for (const name of Object.keys(filters)) {
-    byId(`filter-${name}`).addEventListener("change", (event) => filter({ [name]: event.target.value }));
+    leaveWhenChosen(byId(`filter-${name}`), (value) => filter({ [name]: value }));
   }
+}
+
+// A choice gives the keys back to the cards; but who walks through a closed list by arrows or letters, each of which
+// chooses, stays in it until Enter or Escape.
+function leaveWhenChosen(list, choose) {
+  let key = "", walked = false;
+  list.addEventListener("pointerdown", () => { key = ""; });
+  list.addEventListener("keydown", (event) => {
+    key = event.altKey ? "" : event.key; // Alt with an arrow opens the list
+    if (key === "Enter" && walked) {
+      event.preventDefault(); // it would open the list
+      toCurrent();
+    }
+    walked = false;
+  });
+  list.addEventListener("keyup", (event) => { if (/^(Enter|Escape)$/.test(event.key)) toCurrent(); });
+  list.addEventListener("change", () => {
+    choose(list.value);
+    walked = /^(Arrow|Home|End|Page|\S$)/.test(key);
+    if (!walked) toCurrent();
+  });
 }
 
 function filter(changes) {
@@ -466,17 +492,24 @@ function review(changes) {
 }
 
 // Overview.
+const PAIRS = 12, MATRIX = 10;
+
 function headline() {
   byId("name").textContent = data.name;
   byId("rate").textContent = percent(overview.noiseRate, overview.noiseRate < 0.1 ? 1 : 0);
   const [low, high] = overview.noiseInterval;
+  const limit = total < overview.issues ? `The ${whole(total)} most suspicious of ${whole(overview.issues)} are shown.` : "";
   byId("lead").textContent =
     `of the ${whole(overview.samples)} labels are wrong, as far as can be told ` +
-    `(95 % interval: ${percent(low, 1)} to ${percent(high, 1)}). ${whole(overview.issues)} look wrong one by one.`;
+    `(95 % interval: ${percent(low, 1)} to ${percent(high, 1)}). ${whole(overview.issues)} look wrong one by one. ${limit}`;
   byId("kinds").textContent = Object.entries(overview.kinds).map(([kind, count]) => `${kind}: ${whole(count)}`).join(" · ");
+  const mixed = overview.ambiguous.slice(0, PAIRS).map(([one, other]) => `${classes[one]} and ${classes[other]}`);
+  if (overview.ambiguous.length > PAIRS) mixed.push(`${whole(overview.ambiguous.length - PAIRS)} more pairs`);
+  byId("ambiguous").hidden = !mixed.length;
+  byId("ambiguous").textContent = `Classes mixed as if they were one: ${mixed.join("; ")}.`;
   byId("start").disabled = total === 0;
-  byId("limit").hidden = total === overview.issues;
-  byId("limit").textContent = `The ${whole(total)} most suspicious of ${whole(overview.issues)} are shown.`;
+  byId("limit").hidden = !limit;
+  byId("limit").textContent = limit;
 }
 
 const WIDE = 520, HIGH = 190, LEFT = 34, BOTTOM = 24;
@@ -570,19 +603,20 @@ function classTable() {
   sortClasses("wrongShare", true);
 }
 
-const PAIRS = 12, MATRIX = 10;
-
 function confusion() {
   const { given, suggested, count, pairs } = overview.confusion;
   const most = Math.max(1, ...count);
   byId("pairs-note").textContent = pairs
     ? `${whole(Math.min(PAIRS, pairs))} most frequent of ${whole(pairs)} pairs among the suspects.` : "No suspect has another class suggested.";
+  const shownPairs = new Set(suspects.given.map((a, row) => `${a},${suspects.suggested[row]}`));
   byId("pairs").append(...given.slice(0, PAIRS).map((a, i) => {
     const text = `${classes[a]} → ${classes[suggested[i]]}`;
     const bar = make("i", { "aria-hidden": "true" });
     bar.style.transform = `scaleX(${count[i] / most})`;
     const open = () => review({ given: String(a), suggested: String(suggested[i]) });
-    return make("li", {}, make("button", { type: "button", onclick: open, title: text }, make("span", { text }), bar, make("span", { class: "number", text: whole(count[i]) })));
+    const button = make("button", { type: "button", onclick: open, title: text }, make("span", { text }), bar, make("span", { class: "number", text: whole(count[i]) }));
+    button.disabled = !shownPairs.has(`${a},${suggested[i]}`); // of more suspects than are shown, none is of this pair
+    return make("li", {}, button);
   }));
   const weight = new Map();
   given.forEach((a, i) => { for (const k of [a, suggested[i]]) weight.set(k, (weight.get(k) ?? 0) + count[i]); });

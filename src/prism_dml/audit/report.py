@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from importlib.resources import files
@@ -21,6 +22,8 @@ from prism_dml.audit.thumbnails import COLUMNS, PER_SHEET, cell_side, draw_sheet
 from prism_dml.data import ImageTable, sort_classes
 from prism_dml.data.corrections import VERSION
 from prism_dml.files import replacing
+
+logger = logging.getLogger("prism_dml")
 
 INSIDE = 2048
 """Up to so many pictures lie inside of the page, more in sheets beside it."""
@@ -39,6 +42,8 @@ def write_report(
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write ``report.html``, and ``report_images/`` beside it where there are many pictures.
+
+    Warns, in one line, of images that cannot be read: the page says so in their places.
 
     Args:
         audit: what is shown.
@@ -63,7 +68,9 @@ def write_report(
         side = cell_side(table, shown.tolist())
         sheets = {"side": side, "columns": COLUMNS, "count": len(shown), "folder": SHEET_FOLDER}
         sheets["inside"] = len(shown) <= INSIDE
-        for number, sheet in enumerate(draw_sheets(table, shown.tolist(), side)):
+        faults: dict[int, str] = {}
+        for number, (sheet, unread) in enumerate(draw_sheets(table, shown.tolist(), side)):
+            faults |= unread
             if sheets["inside"]:
                 inside.append(base64.b64encode(sheet).decode("ascii"))
             else:
@@ -71,6 +78,12 @@ def write_report(
                 (partial_folder / f"{number:04d}.webp").write_bytes(sheet)
             if progress is not None:
                 progress(min((number + 1) * PER_SHEET, len(shown)), len(shown))
+        sheets["missing"] = list(faults)
+        if faults:
+            why = next(iter(faults.values()))
+            logger.warning(
+                "%d of %d images of the page cannot be read, e.g. %s", len(faults), len(shown), why
+            )
     page = _render(_page_data(audit, name, shown, sheets), inside)
     out = folder / "report.html"
     with replacing(out) as temporary:
@@ -168,6 +181,7 @@ def _overview(audit: Audit, number: dict[str, int]) -> dict[str, Any]:
         "kinds": issues.loc[is_issue, "issue"].replace("", "suspect").value_counts().to_dict(),
         "noiseRate": audit.noise_rate,
         "noiseInterval": list(audit.noise_interval),
+        "ambiguous": [[number[name] for name in pair] for pair in audit.ambiguous_classes],
         "histogram": {
             "trusted": np.histogram(scores[~is_issue], edges)[0].tolist(),
             "suspect": np.histogram(scores[is_issue], edges)[0].tolist(),

@@ -38,6 +38,8 @@ class Audit:
     """Estimated share of wrong labels, in [0, 1]."""
     noise_interval: tuple[float, float]
     """95 % interval of that estimate."""
+    ambiguous_classes: list[tuple[str, str]]
+    """Pairs of classes that are mixed as if they were one."""
     classes: pd.DataFrame
     """One row a class: name, samples, suspects, wrong_share (estimated), often_suggested ("" without suspects)."""
     confusion: pd.DataFrame
@@ -105,6 +107,7 @@ def make_audit(
         fingerprint,
         issues.attrs["noise_rate"],
         issues.attrs["noise_rate_interval"],
+        [(str(one), str(other)) for one, other in issues.attrs["ambiguous_classes"]],
         _class_table(issues),
         _confusion(issues),
         reliability,

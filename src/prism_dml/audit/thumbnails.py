@@ -24,17 +24,23 @@ QUALITY = 82
 def cell_side(table: ImageTable, samples: Sequence[int]) -> int:
     """Side in pixels, at most 128, of the square that holds a picture of each sample."""
     probes = samples[:: max(1, len(samples) // PROBED)]
-    sides = [max(image.size) for image in (_readable(table, i) for i in probes) if image is not None]
+    images = (_readable(table, i) for i in probes)
+    sides = [max(image.size) for image in images if isinstance(image, Image.Image)]
     return min(LARGEST, max(sides, default=1))
 
 
-def draw_sheets(table: ImageTable, samples: Sequence[int], side: int) -> Iterator[bytes]:
-    """Sheets of 8 x 8 pictures in the order of `samples`, as WebP; unreadable images are left empty.
+def draw_sheets(
+    table: ImageTable, samples: Sequence[int], side: int
+) -> Iterator[tuple[bytes, dict[int, str]]]:
+    """Sheets of 8 x 8 pictures in the order of `samples`.
 
     Args:
         table: where the images are read from.
         samples: their numbers in the table.
         side: of a picture in pixels; the whole image is fitted in, on a transparent ground.
+
+    Yields:
+        A sheet as WebP, and why those of its images that cannot be read are left empty, by their place in `samples`.
     """
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(samples), PER_SHEET):
@@ -42,28 +48,32 @@ def draw_sheets(table: ImageTable, samples: Sequence[int], side: int) -> Iterato
             pictures = pool.map(lambda i: _fitted(table, i, side), part)
             rows = -(-len(part) // COLUMNS)
             sheet = Image.new("RGBA", (COLUMNS * side, rows * side))
+            faults = {}
             for place, picture in enumerate(pictures):
-                if picture is not None:
+                if isinstance(picture, str):
+                    faults[start + place] = picture
+                else:
                     left = place % COLUMNS * side + (side - picture.width) // 2
                     top = place // COLUMNS * side + (side - picture.height) // 2
                     sheet.paste(picture, (left, top))
             buffer = io.BytesIO()
             sheet.save(buffer, format="WEBP", quality=QUALITY, method=2)
-            yield buffer.getvalue()
+            yield buffer.getvalue(), faults
 
 
-def _fitted(table: ImageTable, i: int, side: int) -> Image.Image | None:
+def _fitted(table: ImageTable, i: int, side: int) -> Image.Image | str:
     image = _readable(table, i)
-    if image is None:
-        return None
+    if isinstance(image, str):
+        return image
     longest, shortest = max(image.size), min(image.size)
     if longest > side * shortest:  # thinner than a pixel would be left of it
         image = ImageOps.fit(image, (side, 1) if image.width > image.height else (1, side))
     return ImageOps.contain(image, (side, side))
 
 
-def _readable(table: ImageTable, i: int) -> Image.Image | None:
+def _readable(table: ImageTable, i: int) -> Image.Image | str:
+    """The image, or why there is none, which is no reason to have no page."""
     try:
         return read_image(table, i)
-    except ValueError:  # the page says that there is no picture
-        return None
+    except ValueError as error:
+        return str(error)

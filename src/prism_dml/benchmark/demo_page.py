@@ -21,6 +21,7 @@ from prism_dml.audit import (
     write_demo_report,
 )
 from prism_dml.data import ImageTable, read_image
+from prism_dml.methods.refract import BELIEVED
 from prism_dml.retrieval import nearest_neighbours
 
 MODELS = {"mcl": "MCL", "prism-mcl": "MCL + PRISM", "refract": "Refract", "oracle": "Oracle"}
@@ -57,10 +58,8 @@ def draw_pictures(
         {NAMES[name]: model["intervals"]["precision_at_1"] for name, model in models.items()},
         highlight=NAMES[OURS],
     )
-    kept = samples["clean_probability"][samples["keep"]]
-    cut = float(kept.min()) if 0 < len(kept) < len(samples) else None
     plot_clean_probability(
-        samples["clean_probability"], samples["is_wrong"], folder / "clean_probability.png", cut
+        samples["clean_probability"], samples["is_wrong"], folder / "clean_probability.png", BELIEVED
     )
     with (out / OURS / "metrics.jsonl").open(encoding="utf-8") as file:
         log = pd.DataFrame([json.loads(line) for line in file])
@@ -114,8 +113,9 @@ def write_page(out: Path, result: dict[str, Any], learn: ImageTable, summary: st
         "retrieval-prism-mcl": "With PRISM, which leaves out what looks wrong: the same queries.",
         "retrieval-refract": "With Refract, which also puts right what is probably wrong.",
         "retrieval-oracle": "The oracle, which is told the truth.",
-        "clean_probability": "What Refract, once trained, thinks of each training label; which of them are wrong "
-        "it never knew.",
+        "clean_probability": "What Refract, once trained, thinks of each training label: those that are more "
+        f"likely right than wrong, of a probability of {BELIEVED} or more, it trusts. Which of them are wrong it never "
+        "knew.",
         "training": "The labels that Refract trusted in each stretch of training, measured against the truth that it "
         "never knew, and its estimate of the share of wrong labels.",
     }

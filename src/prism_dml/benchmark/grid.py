@@ -161,7 +161,14 @@ class Comparison:
         keys = {job.key for job in [*self.tuning(), *self.runs()]}
         pictures = draw_plots(self.protocol, self.places(), self.tuning(), results, self.out / PLOTS)
         lost = [record for key, record in failed(self.records).items() if key in keys]
-        facts = Facts(self.command, [picture.relative_to(self.out).as_posix() for picture in pictures], lost)
+        counts = self.counts()
+        facts = Facts(
+            self.command,
+            [picture.relative_to(self.out).as_posix() for picture in pictures],
+            lost,
+            counts["succeeded"],
+            counts["runs"],
+        )
         write_table(self.out / TABLE, self.protocol, self.places(), results, facts)
 
     def _record(self, job: Job, result: dict[str, Any]) -> None:

@@ -21,6 +21,8 @@ from prism_dml.files import replacing
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#7F7F7F")
 STYLES = (("-", "o"), ("--", "s"), ("-.", "^"), (":", "D"), ((0, (5, 1, 1, 1, 1, 1)), "v"))
 DPI = 144
+HOLLOW: dict[str, Any] = {"linestyle": "none", "markerfacecolor": "white", "zorder": 3}
+"""Look of a point of one run, which has no whisker; drawn over the points of an errorbar."""
 CROWD = 8
 """Rows that can be told apart in one place of a picture, at most."""
 Curve = tuple[list[float], list[float]]
@@ -36,8 +38,9 @@ def draw_plots(
     """Draw all pictures for which there are results.
 
     For each data set and kind of noise Precision@1 against the rate, or row by row if there is but one; of many rows
-    both, those of one rate row by row only. For each data set the Precision@1 on validation classes over training, of
-    the tuning's chosen runs; for each data set and noise purity and recall of the kept labels over training.
+    both, those of one rate row by row only; what no wrong label touches stands beside every noise, by all its seeds.
+    For each data set the Precision@1 on validation classes over training, of the tuning's chosen runs; for each data
+    set and noise purity and recall of the kept labels over training.
 
     Args:
         protocol: the comparison.
@@ -54,11 +57,11 @@ def draw_plots(
     pictures: list[Path] = []
     for data in dict.fromkeys(p.data for p, _ in known):
         mine = [(p, record) for p, record in known if p.data == data]
+        levels = _levels(mine)
         for noise in dict.fromkeys(p.noise for p, _ in mine if p.noise != "none"):
             file = folder / f"{data}_{noise}_precision.png"
-            pictures += _precision(
-                file, f"{data}, {noise} noise", order, [m for m in mine if m[0].noise in (noise, "none")]
-            )
+            inside = [m for m in mine if m[0].noise in (noise, "none")]
+            pictures += _precision(file, f"{data}, {noise} noise", order, inside, levels)
         for noise, rate in dict.fromkeys((p.noise, p.rate) for p, _ in mine):
             share = "" if rate is None else f"_{rate:g}"
             inside = [(p, r) for p, r in mine if (p.noise, p.rate) == (noise, rate)]
@@ -69,52 +72,93 @@ def draw_plots(
     return pictures
 
 
+def _levels(runs: Sequence[tuple[Place, Record]]) -> dict[str, list[float]]:
+    """Precision@1 of each row that no wrong label touches, of each seed once: its runs stand at every noise."""
+    levels: dict[str, dict[int, float]] = defaultdict(dict)
+    for place, record in runs:
+        if place.row.is_noise_free and place.job is not None:
+            levels[place.row.name][place.job.seed] = record["metrics"]["precision_at_1"]
+    return {name: list(seeds.values()) for name, seeds in levels.items()}
+
+
 def _precision(
-    file: Path, title: str, order: dict[str, int], runs: Sequence[tuple[Place, Record]]
+    file: Path,
+    title: str,
+    order: dict[str, int],
+    runs: Sequence[tuple[Place, Record]],
+    levels: dict[str, list[float]],
 ) -> list[Path]:
     values: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     real = max((record.get("noise") or 0.0 for place, record in runs if place.noise == "given"), default=0.0)
     for place, record in runs:
         rate = real if place.noise == "given" else place.rate or 0.0
-        values[place.row.name][rate].append(record["metrics"]["precision_at_1"])
+        if not place.row.is_noise_free:
+            values[place.row.name][rate].append(record["metrics"]["precision_at_1"])
     contested = {rate for p, _ in runs if not p.row.is_reference for rate in values[p.row.name]}
+    if not contested:
+        return []
     if len(contested) == 1:
         rate = contested.pop()
-        return _ranking(file, f"{title}, {rate:.0%}", {name: values[name][rate] for name in values})
+        return _ranking(file, f"{title}, {rate:.0%}", {name: values[name][rate] for name in values} | levels)
     rankings: list[Path] = []
     for rate in sorted(contested):
-        rows = {name: values[name][rate] for name in values if rate in values[name]}
+        rows = {name: values[name][rate] for name in values if rate in values[name]} | levels
         if len(rows) > CROWD:
             ranking = file.with_name(f"{file.stem}_{rate:g}.png")
             rankings += _ranking(ranking, f"{title}, {rate:.0%}", rows)
-    crowded = len(values) > CROWD and any(len(rates) > 1 for rates in values.values())
+    crowded = len(values | levels) > CROWD and any(len(rates) > 1 for rates in values.values())
     figure, (axes,) = _canvas(1)
-    for name in sorted(values, key=order.__getitem__):
+    hollow = False
+    for name in sorted(values | levels, key=order.__getitem__):
+        look = _look(order[name])
+        if name in levels:
+            _level(axes, name, levels[name], look)
+            continue
         rates = sorted(values[name])
         if crowded and len(rates) == 1:  # no curve, and too many such points to be told apart
             continue
-        means = [mean(values[name][rate]) for rate in rates]
-        spreads = [stdev(values[name][rate]) if len(values[name][rate]) > 1 else 0.0 for rate in rates]
-        axes.errorbar(rates, means, spreads, label=name, capsize=2, **_look(order[name]))
+        means, spreads = zip(*(_mean_and_spread(values[name][rate]) for rate in rates), strict=True)
+        axes.errorbar(rates, means, spreads, label=name, capsize=2, **look)
+        single = [rate for rate in rates if len(values[name][rate]) == 1]
+        hollow |= bool(single)
+        axes.plot(single, [values[name][rate][0] for rate in single], **look | HOLLOW)
     axes.set_title(f"{title}: retrieval on the test split", loc="left")
     axes.set_xlabel("Share of wrong labels (small cluster, open set: of dissolved classes)")
-    axes.set_ylabel("Precision@1")
+    axes.set_ylabel(_axis(hollow))
     return _write(figure, axes, file) + rankings
+
+
+def _level(axes: Axes, name: str, values: Sequence[float], look: dict[str, Any]) -> None:
+    """A horizontal line, in a band as wide as the seeds say."""
+    middle, spread = _mean_and_spread(values)
+    alone = len(values) == 1
+    axes.axhline(middle, label=f"{name} (one run)" if alone else name, **look | {"marker": None})
+    if not alone:
+        axes.axhspan(middle - spread, middle + spread, color=look["color"], alpha=0.1, linewidth=0)
 
 
 def _ranking(file: Path, title: str, values: dict[str, list[float]]) -> list[Path]:
     """Rows one below the other, the best on top: at one noise, thirty rows in one place could not be told apart."""
     names = sorted((name for name in values if values[name]), key=lambda name: mean(values[name]))
     figure, (axes,) = _canvas(1)
-    spreads = [stdev(values[name]) if len(values[name]) > 1 else 0.0 for name in names]
-    axes.errorbar(
-        [mean(values[name]) for name in names], names, xerr=spreads, fmt="o", capsize=2, color=COLOURS[0]
-    )
+    means, spreads = zip(*(_mean_and_spread(values[name]) for name in names), strict=True)
+    axes.errorbar(means, names, xerr=spreads, fmt="o", capsize=2, color=COLOURS[0])
+    single = [name for name in names if len(values[name]) == 1]
+    axes.plot([values[name][0] for name in single], single, "o", color=COLOURS[0], **HOLLOW)
     axes.grid(axis="x", color="0.9")
     axes.tick_params(axis="y", labelsize=8)
     axes.set_title(f"{title}: retrieval on the test split", loc="left")
-    axes.set_xlabel("Precision@1, mean and standard deviation over the seeds")
+    axes.set_xlabel(_axis(bool(single)))
     return _write(figure, axes, file)
+
+
+def _mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation; nan, which draws no whisker, where one run has none."""
+    return mean(values), stdev(values) if len(values) > 1 else float("nan")
+
+
+def _axis(hollow: bool) -> str:
+    return "Precision@1: mean and standard deviation over the seeds" + ("; hollow: one run" if hollow else "")
 
 
 def _learning(

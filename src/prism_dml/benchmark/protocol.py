@@ -78,9 +78,14 @@ class Row:
         return self.method != RAW_PIXELS and not {"lr", "proxy_lr"} & self.settings.keys()
 
     @property
+    def is_noise_free(self) -> bool:
+        """Whether wrong labels do not touch it: it is trained on the true ones only, or not at all."""
+        return self.method == RAW_PIXELS or self.labels == "clean"
+
+    @property
     def is_reference(self) -> bool:
         """Whether it knows the truth or is not trained: the lines that others are measured against."""
-        return self.method == RAW_PIXELS or self.labels == "clean" or find_method(self.method).clean_only
+        return self.is_noise_free or find_method(self.method).clean_only
 
 
 @dataclass

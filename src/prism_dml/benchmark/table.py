@@ -20,12 +20,12 @@ HEADER = (
 )
 LEGEND = """\
 Mean ± standard deviation over the seeds. Retrieval among the images of the test split; nothing is chosen on it.
-Best of the rows that do not know the truth in **bold**. *Gap closed*: (row - MCL) / (oracle - MCL), by the MCL
-and the oracle of the same seed. *Wrong labels found*: share of the wrong labels that are rejected; *purity*:
-share of the kept labels that are right; both by the trained model's judgement on every training label, for rows
-that choose within batches only by the last decision on each; empty for rows that keep everything. *AUROC*: of the
-trained model's probabilities that a label is right; not measured in the oldest runs. *Noise estimated*: by rows that
-are not told the rate."""
+Best of the rows that do not know the truth in **bold**, where there are two or more. *Gap closed*: (row - MCL) /
+(oracle - MCL), by the MCL and the oracle of the same seed. *Wrong labels found*: share of the wrong labels that are
+rejected; *purity*: share of the kept labels that are right; both by the trained model's judgement on every training
+label, for rows that choose within batches only by the last decision on each; empty for rows that keep everything.
+*AUROC*: of the trained model's probabilities that a label is right; not measured in the oldest runs. *Noise
+estimated*: by rows that are not told the rate."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,15 @@ class Facts:
         command: the exact command.
         pictures: files of pictures, relative to the table's folder.
         failed: records of runs that failed.
+        done: runs that have succeeded, those of the tuning included.
+        runs: all that the protocol asks for.
     """
 
     command: str
     pictures: Sequence[str]
     failed: Sequence[Record]
+    done: int
+    runs: int
 
 
 def write_table(
@@ -56,6 +60,11 @@ def write_table(
         facts: what else to say.
     """
     lines = [f"# {protocol.description or 'Comparison'}", "", f"    {facts.command}", ""]
+    if facts.done < facts.runs:
+        lines += [
+            f"{facts.done} of {facts.runs} runs are done; what is missing is said below each table.",
+            "",
+        ]
     for name in ("versions", "machine"):
         lines += [f"{name.capitalize()}: {text}." for text in _by_row(places, results, name)] + [""]
     lines += [LEGEND, ""]
@@ -131,9 +140,9 @@ def _section(protocol: Protocol, places: Sequence[Place], results: dict[str, Rec
         cells = [row.name, str(len(mine)) if row.method != RAW_PIXELS else ""]
         for metric in means:
             text = spread(_metric(mine, metric))
-            top = row in contest and means[metric][row.name] == best[metric]
+            top = len(contest) > 1 and row in contest and means[metric][row.name] == best[metric]
             cells.append(f"**{text}**" if top else text)
-        cells += [spread(_gaps(protocol, runs, row, metric), 2) for metric in means]
+        cells += [_of_seeds(_gaps(protocol, runs, row, metric), len(mine), 2) for metric in means]
         known: list[tuple[int, Callable[[Record], Any]]] = [  # digits, value
             (2, lambda r: r.get("wrong_found")),
             (2, lambda r: r.get("purity")),
@@ -141,11 +150,13 @@ def _section(protocol: Protocol, places: Sequence[Place], results: dict[str, Rec
             (2, lambda r: r.get("estimated") if r.get("told") == "auto" else None),
         ]
         cells += [
-            spread([value for r in mine.values() if (value := get(r)) is not None], digits)
+            _of_seeds([value for r in mine.values() if (value := get(r)) is not None], len(mine), digits)
             for digits, get in known
         ]
         cells.append(f"{mean(r['seconds'] for r in mine.values()):.0f}")
         lines.append("| " + " | ".join(cells) + " |")
+    missing = _missing(places, results)
+    lines += ["", missing] if missing else []
     groups = dict.fromkeys(row.group for row in contest if row.group)
     if len(groups) > 1:
         lines += ["", "Best of each group by Precision@1:", ""]
@@ -161,6 +172,20 @@ def _section(protocol: Protocol, places: Sequence[Place], results: dict[str, Rec
     if below:
         lines += ["", f"Worse than no training at all, below raw pixels: {', '.join(below)}."]
     return lines
+
+
+def _missing(places: Sequence[Place], results: dict[str, Record]) -> str:
+    """Which rows of a section were not run, or not with all seeds, in a line; empty if all were."""
+    planned = Counter(place.row.name for place in places)
+    done = Counter(place.row.name for place in places if place.job and place.job.key in results)
+    absent = [name for name in planned if not done[name]]
+    partly = [name for name, count in planned.items() if 0 < done[name] < count]
+    named = "; ".join(absent)  # not by commas, which are in the names
+    if len(absent) > len(done):
+        named = f"the other {len(absent)} rows of the protocol"
+    parts = [f"Not run here: {named}."] if absent else []
+    parts += [f"Not with all seeds: {'; '.join(partly)}."] if partly else []
+    return " ".join(parts)
 
 
 def _metric(runs: dict[int, Record], metric: str) -> list[float]:
@@ -182,6 +207,12 @@ def _gaps(protocol: Protocol, runs: dict[str, dict[int, Record]], row: Row, metr
     return closed
 
 
+def _of_seeds(values: Sequence[float], seeds: int, digits: int) -> str:
+    """Their spread; and of how many seeds, if not of all that the row has."""
+    text, count = spread(values, digits), len(values)
+    return f"{text} ({count} seed{'s' * (count > 1)})" if 0 < count < seeds else text
+
+
 def _tuning(protocol: Protocol, results: dict[str, Record]) -> list[str]:
     """The rule, and what it chose for each method on each data set."""
     rule = protocol.tuning
@@ -189,7 +220,7 @@ def _tuning(protocol: Protocol, results: dict[str, Record]) -> list[str]:
         return [
             "## Settings",
             "",
-            "The published ones, and the recipe of the protocol for every row; none is tuned.",
+            "The published ones, and those of the protocol; nothing is chosen in this run.",
             "",
         ]
     lines = ["## Settings", ""]

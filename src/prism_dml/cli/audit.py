@@ -36,7 +36,8 @@ def audit(
     Args:
         run_or_embeddings: Folder of a training run or of a model, or embeddings with labels: .npz, .parquet or a
             folder of parts as `prism embed` writes them. The images of a run whose method judges labels are not
-            embedded again, and calibrated scores of those that it has learned from stay, unless these have changed.
+            embedded again, and calibrated scores of those that it has learned from stay, as long as paths and labels
+            are the same: pixels are not compared, but an image file modified after the run is embedded anew.
         data: Folder of class folders, CSV, or parquet, on disk or at a URL (s3://, gs://, https:// ...). With
             embeddings it may be missing: the page then shows no images; else every embedding belongs to the image of
             its path.
@@ -50,13 +51,15 @@ def audit(
         json: Print the result as JSON.
 
     Raises:
-        ValueError: the model, the embeddings or the data cannot be read, they do not belong together, or there is no
-            such split.
+        ValueError: the model, the embeddings or the data cannot be read, they do not belong together, there is no
+            such split, or only one class, with which there is nothing to compare.
     """
     if suspects < 1:
         raise ValueError(f"--suspects must be at least 1, not {suspects}")
     if out.is_file():
         raise ValueError(f"--out must be a folder: {out}")
+    import numpy as np
+
     from prism_dml.audit import (
         find_label_issues,
         make_audit,
@@ -64,14 +67,12 @@ def audit(
         suggest_corrections,
         write_report,
     )
-    from prism_dml.cli.samples import of_embeddings, of_run
-    from prism_dml.data import holds_parts, place, refuse_input, write_corrections
+    from prism_dml.cli.samples import holds_embeddings, of_embeddings, of_run
+    from prism_dml.data import place, refuse_input, write_corrections
 
     if data is not None:
         refuse_input(out / "issues.parquet", place(data))
-    if not run_or_embeddings.exists():
-        raise ValueError(f"{run_or_embeddings}: no such file or folder")
-    if run_or_embeddings.suffix.lower() in (".npz", ".parquet") or holds_parts(run_or_embeddings):
+    if holds_embeddings(run_or_embeddings):
         sample_set = of_embeddings(run_or_embeddings, data, split)
     elif data is None:
         raise ValueError(f"DATA is missing: {run_or_embeddings} holds no embeddings, so images are embedded")
@@ -84,6 +85,9 @@ def audit(
         }
         sample_set = of_run(run_or_embeddings, data, split, embedding)
     table = sample_set.table
+    known = np.asarray(sample_set.vectors).any(axis=1)
+    if (classes := len(set(sample_set.labels[known]))) < 2:
+        raise ValueError(f"2 classes or more are needed, the data has {classes}")
     issues = find_label_issues(sample_set.vectors, sample_set.labels, sample_set.scores)
     noisy = None if table is None else table.is_noisy
     reliability = None if noisy is None else measure_reliability(issues["label_score"].to_numpy(), ~noisy)
@@ -144,6 +148,7 @@ def _summary(result: Audit, source: Path, data: str | None, split: str | None) -
         "issues_by_kind": {kind: int(count) for kind, count in kinds.items()},
         "noise_rate": result.noise_rate,
         "noise_interval": result.noise_interval,
+        "ambiguous_classes": result.ambiguous_classes,
         "calibration_error": None if result.reliability is None else calibration_error(result.reliability),
         "classes": result.classes.to_dict("records"),
     }
@@ -162,4 +167,7 @@ def _show(result: Audit, out: Path) -> None:
     print_table(
         "The classes with most wrong labels", ("Class", "Images", "Suspects", "Wrong, estimated"), rows
     )
+    if mixed := [f"{one} and {other}" for one, other in result.ambiguous_classes]:
+        more = [f"{len(mixed) - CLASSES_SHOWN:,} more pairs"] if len(mixed) > CLASSES_SHOWN else []
+        print(f"Classes mixed as if they were one: {'; '.join(mixed[:CLASSES_SHOWN] + more)}")
     print(f"Review them: {out / 'report.html'}")

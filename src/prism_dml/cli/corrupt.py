@@ -27,7 +27,7 @@ def corrupt(
     """Make some labels of a data set wrong, on purpose, for experiments.
 
     Only the labels of the split "train" are touched, where the data has splits. The true labels are written
-    beside the wrong ones; the input stays as it is.
+    beside the wrong ones; the input stays as it is. Other columns of a CSV or of parquet go through unchanged.
 
     Args:
         data: Folder of class folders, CSV, or parquet, on disk or at a URL (s3://, gs://, https:// ...).

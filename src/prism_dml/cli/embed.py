@@ -55,9 +55,11 @@ def embed(
     Raises:
         ValueError: the model or the data cannot be read, the file is of neither kind or would be a part of the data,
             or the folder holds other embeddings or other files.
+        OSError: the file cannot be written, which is tried before anything is embedded.
     """
     from prism_dml.data import holds_parts, place, read_table, refuse_input, write_embeddings
     from prism_dml.data.parts import part_file
+    from prism_dml.files import refuse_unwritable
     from prism_dml.models import load
 
     is_file = out.suffix.lower() in (".parquet", ".npz") and not out.is_dir()
@@ -78,6 +80,7 @@ def embed(
         raise ValueError("several processes make parts: --out must be a folder")
     model, table = load(run), read_table(data, split)
     refuse_input(out, source, table)
+    refuse_unwritable(out)
     embedded = embed_table(model, table, batch_size, workers, max_unreadable, device)
     write_embeddings(embedded, out)
     count, dim = embedded.vectors.shape

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,8 @@ from prism_dml.cli.output import print_json, print_table, write_json
 
 if TYPE_CHECKING:
     from prism_dml.data import Embedded
+
+logger = logging.getLogger("prism_dml")
 
 INTERVAL = 0.95
 
@@ -30,6 +34,8 @@ def evaluate(
 
     Every image of the split is a query for the others. True labels are used where the data has them.
     Images that are the only one of their class cannot be found; they are left out as queries and counted.
+    Whether classes are new to the model is judged by their names, against those in the run's run.json: a line warns
+    of classes that it has learned from.
 
     Args:
         run: Folder of a training run or of a model.
@@ -50,6 +56,7 @@ def evaluate(
 
     model, whole = load(run), read_table(data)
     table = whole.split("test") if split is None else whole.select(whole.members(split)).compact()
+    _warn_of_known(run, table.classes)
     embedded = embed_table(model, table, batch_size, workers, max_unreadable, device)
     metrics, intervals = measure(embedded, seed)
     used_split = None if table.splits is None else split or "test"
@@ -78,6 +85,23 @@ _TITLES = {
     "macro_r_precision": "R-Precision, mean over classes",
     "macro_map_at_r": "MAP@R, mean over classes",
 }
+
+
+def _warn_of_known(run: Path, classes: Sequence[str]) -> None:
+    """Say how many of the classes have names of classes that a run has learned from, if it tells."""
+    from prism_dml.training.result import RUN, read_run
+
+    if not (run / RUN).is_file():
+        return
+    learned = read_run(run).get("classes")
+    known = set(classes) & set(map(str, learned if isinstance(learned, list) else []))
+    if known:
+        logger.warning(
+            "%d of %d classes are not new to %s: it has learned from classes of their names",
+            len(known),
+            len(classes),
+            run,
+        )
 
 
 def measure(embedded: Embedded, seed: int) -> tuple[dict[str, Any], dict[str, tuple[float, float]]]:

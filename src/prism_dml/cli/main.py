@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program's name; None takes those of the process.
 
     Returns:
-        Exit status: 0 done, 2 a user's mistake (one line on standard error), 128 + signal when
-        stopped: 130 for Ctrl-C.
+        Exit status: 0 done, 2 a user's mistake or a lack of room (one line on standard error), 128 +
+        signal when stopped: 130 for Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -51,8 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except (ArgumentError, ValueError, OSError) as error:
         return _report(error)
-    except MemoryError as error:
-        return _report(MemoryError(f"not enough memory: {error}"))
+    except (MemoryError, RuntimeError) as error:
+        from prism_dml.training.shortage import explained
+
+        known = explained(error) or error
+        if isinstance(known, RuntimeError):
+            raise
+        return _report(
+            MemoryError(f"not enough memory: {known}") if isinstance(known, MemoryError) else known
+        )
     except KeyboardInterrupt as stop:  # a training run adds which signal it was and where it can be resumed
         sys.stderr.write(f"prism: {str(stop) or 'interrupted'}\n")
         return 128 + int(getattr(stop, "signal", signal.SIGINT))

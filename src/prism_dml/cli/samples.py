@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,12 @@ from numpy.typing import NDArray
 
 from prism_dml.cli.embed import embed_table
 from prism_dml.data import (
+    FileImages,
     ImageTable,
     LabelledEmbeddings,
     SelectedImages,
     fingerprint,
+    holds_parts,
     read_embeddings,
     read_image,
     read_table,
@@ -27,6 +30,26 @@ from prism_dml.data.cache import Unreadable
 from prism_dml.models import load
 from prism_dml.training.result import EMBEDDINGS, RUN, read_run
 from prism_dml.training.sources import training_fingerprint
+
+logger = logging.getLogger("prism_dml")
+
+
+def holds_embeddings(source: Path) -> bool:
+    """Whether what is to be looked at are embeddings with labels; else it is a model.
+
+    Raises:
+        ValueError: nothing is there, or a file that by its name is neither.
+    """
+    if not source.exists():
+        raise ValueError(f"{source}: no such file or folder")
+    kind = source.suffix.lower()
+    if kind in (".npz", ".parquet") or holds_parts(source):
+        return True
+    if source.is_file() and kind != ".safetensors":
+        raise ValueError(
+            f"{source}: embeddings must be .npz or .parquet, with their labels; a model, a folder or .safetensors"
+        )
+    return False
 
 
 @dataclass(frozen=True)
@@ -65,6 +88,7 @@ def of_run(run: Path, data: str, split: str | None, embedding: dict[str, Any]) -
         raise ValueError(f"max_unreadable must be in [0, 1], not {embedding['max_unreadable']}")
     model, whole = load(run), read_table(data)
     asked = np.arange(len(whole)) if split is None else whole.members(split)
+    whole.select(asked).require_classes()
     known = _handed_over(run, whole)
     here = np.isin(known.index, asked)
     index, vectors = known.index[here], [torch.from_numpy(known.vectors[here])]
@@ -125,7 +149,7 @@ class _Known:
 
 
 def _handed_over(run: Path, whole: ImageTable) -> _Known:
-    """What a run left; nothing where it has learned from other data, or the same under other labels."""
+    """What a run left of images as they were; nothing where it has learned from other data, or under other labels."""
     nothing = _Known(np.empty(0, np.int64), np.empty((0, 0), np.float32), None)
     if not ((run / EMBEDDINGS).is_file() and (run / RUN).is_file()):  # it was killed as it ended
         return nothing
@@ -142,8 +166,23 @@ def _handed_over(run: Path, whole: ImageTable) -> _Known:
     # Images for validation may have gone, or have other labels.
     names = np.array(whole.classes, dtype=object)[whole.labels[index]]
     stays = (index >= 0) & (names == np.array(found.labels, dtype=object))
+    stays[stays] &= ~_modified(whole, index[stays], (run / EMBEDDINGS).stat().st_mtime)
     scores = None if found.scores is None else found.scores[stays]
     return _Known(index[stays], found.vectors[stays], scores)
+
+
+def _modified(whole: ImageTable, index: NDArray[np.int64], since: float) -> NDArray[np.bool_]:
+    """(M,) whether the file of an image has been modified since then, as far as images are files here; it says so."""
+    later = np.zeros(len(index), dtype=bool)
+    if isinstance(whole.images, FileImages):
+        for place, i in enumerate(index):
+            file = whole.images.file(int(i))
+            # A file that is gone has the embedding that it had.
+            later[place] = isinstance(file, Path) and file.exists() and file.stat().st_mtime > since
+    if later.any():
+        first = whole.paths[int(index[later.argmax()])]
+        logger.warning("images modified after the run are embedded anew: %d, e.g. %s", later.sum(), first)
+    return later
 
 
 def _matched(file: Path, found: LabelledEmbeddings, whole: ImageTable) -> NDArray[np.int64]:

@@ -59,7 +59,9 @@ def _show(run: Path, data: str, config: TrainConfig, result: dict[str, Any]) -> 
     from prism_dml.training.result import read_run
 
     settings = read_run(run)["settings"]
-    learned = f"{settings['num_samples']:,} images of {settings['num_classes']:,} classes"
+    # Of a stream that nobody has seen the whole of, it is not known how many cannot be read.
+    images = f"{result['images']:,}" if "images" in result else f"at most {settings['num_samples']:,}"
+    learned = f"{images} images of {settings['num_classes']:,} classes"
     rows = [("Learned from", learned), *_measures(result)]
     print_table(f"Trained {result['steps']:,} steps: {run}", ("Measure", "Value"), rows)
     command = ["prism", "evaluate", str(run), data]

@@ -35,6 +35,7 @@ from prism_dml.data.noise import NoiseKind, corrupt_labels, corrupt_table, pixel
 from prism_dml.data.omniglot import omniglot_table
 from prism_dml.data.parts import holds_parts
 from prism_dml.data.readers import read_table
+from prism_dml.data.relabelled import embeddings_table, holds_embeddings, write_relabelled
 from prism_dml.data.remote import RemoteFile, StoreError, place
 from prism_dml.data.row_groups import storage_blocks
 from prism_dml.data.sampling import WHOLE, PKSampler, Share
@@ -81,8 +82,10 @@ __all__ = [
     "corrupt_table",
     "decode_image",
     "embedding_rows",
+    "embeddings_table",
     "fingerprint",
     "fits_in_memory",
+    "holds_embeddings",
     "holds_parts",
     "image_file",
     "images_at_once",
@@ -107,5 +110,6 @@ __all__ = [
     "with_vectors",
     "write_corrections",
     "write_embeddings",
+    "write_relabelled",
     "write_table",
 ]

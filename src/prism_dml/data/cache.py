@@ -64,8 +64,10 @@ def load_images(
         else:
             pixels = _store(pixels, len(readable), image)
             readable.append(i)
-        if progress is not None and ((i + 1) % CHUNK == 0 or i + 1 == len(table)):
-            progress(i + 1, len(table))
+        if (i + 1) % CHUNK == 0 or i + 1 == len(table):
+            unreadable.judge()
+            if progress is not None:
+                progress(i + 1, len(table))
     unreadable.close()
     return torch.from_numpy(pixels[: len(readable)]), np.asarray(readable, dtype=np.int64)
 
@@ -82,24 +84,37 @@ class Unreadable:
         self.total = total
         self.max_share = max_share
         self.count = 0
+        self._images: set[int] = set()
+        self._last: object = None
+        self._told = NAMED_UNREADABLE
 
-    def add(self, error: ValueError) -> None:
-        """One more, and why; ValueError once they are more than the share `max_share`."""
+    def add(self, error: object, image: int | None = None) -> None:
+        """One more, and why; an image whose number is given is counted once, however often it comes."""
+        if image in self._images:
+            return
+        if image is not None:
+            self._images.add(image)
         self.count += 1
+        self._last = error
         if self.count <= NAMED_UNREADABLE:
             logger.warning("skipped %s", error)
+
+    def judge(self) -> None:
+        """ValueError if they are all, or more than the share `max_share` of all."""
         if self.count == self.total:
-            raise ValueError(f"none of the {self.total} images is readable; the last one: {error}")
+            raise ValueError(f"none of the {self.total} images is readable; the last one: {self._last}")
         if self.count > self.max_share * self.total:
             raise ValueError(
                 f"{self.count} of {self.total} images are unreadable, more than the share of {self.max_share:g} that "
-                f"is put up with (a higher max_unreadable puts up with more); the last one: {error}"
+                f"is put up with (a higher max_unreadable puts up with more); the last one: {self._last}"
             )
 
     def close(self) -> None:
-        """Say how many there are, if not all were named."""
-        if self.count > NAMED_UNREADABLE:
+        """Judge, then say how many there are, if not all were named."""
+        self.judge()
+        if self.count > self._told:
             logger.warning("skipped %d unreadable images in all", self.count)
+            self._told = self.count
 
 
 def _decode_all(table: ImageTable, size: int) -> Iterator[Pixels | ValueError]:

@@ -178,6 +178,10 @@ def _check(table: ImageTable, names: list[str], corrections: Corrections) -> Non
                 f"sample {item.index} has the label {names[item.index]!r} in the data, {item.given_label!r} in the "
                 "corrections"
             )
+        if item.label is not None and item.label != item.label.strip() and item.label not in table.classes:
+            raise ValueError(
+                f"sample {item.index}: the new class {item.label!r} must not begin or end with a space"
+            )
     if corrections.fingerprint != fingerprint(table.paths, names):
         raise ValueError(
             "the data have changed since they were audited, in images that have no correction: one was added, taken "
@@ -239,7 +243,7 @@ def _parse(source: Path, number: int, item: Any) -> Correction:
         raise ValueError(f"{place}: action must be one of {', '.join(get_args(Action))}, not {action!r}")
     given = item["given_label"]
     if action == "relabel":
-        if not isinstance(label, str) or is_missing(label) or label != label.strip():
+        if not isinstance(label, str) or is_missing(label):
             raise ValueError(f"{place}: label must be the name of a class, not {label!r}")
     elif label != (given if action == "keep" else None):
         raise ValueError(f"{place}: {action} does not go with the label {label!r}")

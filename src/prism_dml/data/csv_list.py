@@ -16,7 +16,7 @@ from prism_dml.data.table import FileImages, ImageTable, is_missing, listed
 logger = logging.getLogger("prism_dml")
 
 COLUMNS = frozenset({"path", "label", "clean_label", "is_noisy", "split"})
-"""The columns that are read; others are ignored."""
+"""The columns that are read; others go through to what is written, see `cells`."""
 _PAIR = re.compile(r"(?P<path>.*[^\s,])(?:\s*,\s*|\s+)(?P<label>-?\d+)")
 
 
@@ -67,6 +67,13 @@ def read_csv(file: Path | RemoteFile) -> ImageTable:
     return _from_pairs(_parse_pairs(file, text))
 
 
+def cells(file: Path | RemoteFile) -> list[list[str]]:
+    """The header and the rows of a list that `read_csv` has read, each cell as it is written."""
+    text = _read_text(file, newline="")
+    _, delimiter = _header(io.StringIO(text, newline=None).read())
+    return [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True) if row]
+
+
 def truth_list(file: Path) -> Path | None:
     """The list that `read_csv` of another takes the truth from: its companion, if it has no header."""
     companion = companion_list(file)
@@ -111,7 +118,7 @@ def _column_names(header: str, delimiter: str) -> list[str]:
 def _from_rows(rows: _Rows) -> ImageTable:
     paths = rows.required("path")
     return ImageTable.from_names(
-        FileImages(rows.file.parent, paths),
+        FileImages(rows.file.parent, paths, rows.file),
         paths,
         rows.required("label"),
         rows.clean_labels() if "clean_label" in rows.columns else None,
@@ -142,9 +149,9 @@ def _truth(file: Path | RemoteFile, paths: Sequence[str], labels: Sequence[str])
     return [label if clean.get(path) == label else None for path, label in zip(paths, labels, strict=True)]
 
 
-def _read_text(file: Path | RemoteFile) -> str:
+def _read_text(file: Path | RemoteFile, newline: str | None = None) -> str:
     try:
-        text = io.TextIOWrapper(io.BytesIO(file.read_bytes()), encoding="utf-8-sig").read()
+        text = io.TextIOWrapper(io.BytesIO(file.read_bytes()), "utf-8-sig", newline=newline).read()
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not a text file in UTF-8 (byte {error.start})") from error
     if not text.strip():

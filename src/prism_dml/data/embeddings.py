@@ -9,12 +9,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from torch import Tensor
 
 from prism_dml.data.parts import holds_parts, read_parts
-from prism_dml.data.table import ImageTable
+from prism_dml.data.table import ImageTable, is_missing
 from prism_dml.files import replacing
 
 SCORES = ("label_score", "suggested_label", "suggested_score")
@@ -75,8 +76,10 @@ def embedding_rows(embedded: Embedded, scores: pd.DataFrame | None = None) -> pa
         scores: N rows of `SCORES`, to stand beside them.
     """
     vectors, table = embedded.vectors.numpy(), embedded.table
-    classes = pa.array(table.classes, pa.string())
-    columns = {"path": pa.array(table.paths, pa.string()), "label": classes.take(pa.array(table.labels))}
+    # All texts of a column lie in one piece, which may be longer than the 2 GB that offsets of 32 bits reach.
+    text = pa.large_string()
+    classes = pa.array(table.classes, text)
+    columns = {"path": pa.array(table.paths, text), "label": classes.take(pa.array(table.labels))}
     if table.clean_labels is not None:
         known = pa.array(table.clean_labels, mask=table.clean_labels < 0)
         columns["clean_label"] = classes.take(known)
@@ -110,9 +113,12 @@ def read_embeddings(file: Path) -> LabelledEmbeddings:
         )
     if not len(vectors) == len(labels) == len(paths):
         raise ValueError(f"{file}: {len(vectors)} embeddings, {len(labels)} labels and {len(paths)} paths")
+    missing = next((i for i, label in enumerate(labels) if is_missing(label)), None)
+    if missing is not None:
+        raise ValueError(f"{file}, row {missing}: no label")
     if not np.isfinite(vectors).all():
         raise ValueError(f"{file}: there are values that are not finite")
-    return LabelledEmbeddings(vectors.astype(np.float32), labels, paths, scores)
+    return LabelledEmbeddings(vectors.astype(np.float32, copy=False), labels, paths, scores)
 
 
 def _read_npz(file: Path) -> _Content:
@@ -156,21 +162,41 @@ def _from_rows(file: Path, rows: pa.Table) -> _Content:
     missing = next((name for name in ("embedding", "label") if name not in rows.column_names), None)
     if missing is not None:
         raise ValueError(f"{file}: no column '{missing}'; the columns are: {', '.join(rows.column_names)}")
-    lists = rows.column("embedding").combine_chunks()
-    if not hasattr(lists, "value_lengths") or rows.column("label").null_count:
-        raise ValueError(f"{file}: embedding must hold lists of numbers, and no label may be missing")
-    flat = lists.flatten().to_numpy(zero_copy_only=False)
-    if len(lists) == 0 or lists.null_count or len(set(lists.value_lengths().to_pylist())) != 1:
-        raise ValueError(f"{file}: every row must hold as many numbers as the others")
-    labels = [str(label) for label in rows.column("label").to_pylist()]
+    if not _holds_lists(rows.column("embedding").type):
+        raise ValueError(f"{file}: embedding must hold lists of numbers")
+    vectors = _stacked(file, rows.column("embedding"))
+    labels = ["" if label is None else str(label) for label in rows.column("label").to_pylist()]
     paths = rows.column("path").to_pylist() if "path" in rows.column_names else _numbered(len(labels))
-    return flat.reshape(len(lists), -1), labels, [str(path) for path in paths], _scores(file, rows)
+    return vectors, labels, [str(path) for path in paths], _scores(file, rows)
+
+
+def _holds_lists(type_: pa.DataType) -> bool:
+    are = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_list(type_) for is_list in are)
+
+
+def _stacked(file: Path, lists: pa.ChunkedArray) -> NDArray[Any]:
+    """(N, D) of lists of D numbers, chunk by chunk: one chunk may not reach over all of them."""
+    number = lists.type.value_type
+    if not (pa.types.is_floating(number) or pa.types.is_integer(number)):
+        raise ValueError(f"{file}: embeddings must be numbers, not {number}")
+    lengths = {length for chunk in lists.chunks for length in pc.unique(chunk.value_lengths()).to_pylist()}
+    if lists.null_count or len(lengths) != 1:
+        raise ValueError(f"{file}: every row must hold as many numbers as the others")
+    vectors = np.empty((len(lists), *lengths), np.float32)
+    start = 0
+    with np.errstate(over="ignore"):  # what is too large for float32 is refused as not finite
+        for chunk in lists.chunks:
+            numbers = chunk.flatten().to_numpy(zero_copy_only=False)
+            vectors[start : start + len(chunk)] = numbers.reshape(len(chunk), *lengths)
+            start += len(chunk)
+    return vectors
 
 
 def _scores(file: Path, rows: pa.Table) -> pd.DataFrame | None:
     if not set(SCORES) <= set(rows.column_names):
         return None
-    kinds = (pa.float64(), pa.string(), pa.float64())
+    kinds = (pa.float64(), pa.large_string(), pa.float64())
     try:
         columns = {name: rows.column(name).cast(kind) for name, kind in zip(SCORES, kinds, strict=True)}
     except pa.ArrowException as error:

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from prism_dml.data.remote import RemoteFile, walk_files
 from prism_dml.data.table import FileImages, ImageTable, is_missing, listed
@@ -19,6 +20,7 @@ IMAGE_SUFFIXES = (
 """File names that count as images; other files are ignored."""
 SPLIT_NAMES = frozenset({"train", "test", "val", "valid", "validation"})
 """Folders of these names, holding class folders, are splits."""
+_FOLDERS_OF_SYSTEMS = ("__MACOSX", "lost+found")  # the second only root can list
 _LEFT_BY_SYSTEMS = ("Thumbs.db", "desktop.ini")  # of these nobody wants to hear
 
 
@@ -30,6 +32,7 @@ def read_folder(root: Path) -> ImageTable:
 
     Raises:
         ValueError: the folder has no class folders, or these have no images; or a name cannot be written to a list.
+        OSError: a folder cannot be listed.
     """
     splits = _split_folders(root)
     names: list[str] = []
@@ -106,16 +109,21 @@ def _folders(root: Path) -> list[Path]:
 
 
 def images_below(folder: Path) -> Iterator[Path]:
-    """The images of a folder at any depth, in order; what is hidden is passed over."""
+    """The images of a folder at any depth, in order; what is hidden is passed over. OSError if it cannot be listed."""
     return filter(lambda file: _is_image(file.name), _files_below(folder))
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         folders[:] = sorted(
             name for name in folders if not _is_hidden(name) and not _leads_back(Path(parent, name))
         )
         yield from (Path(parent, name) for name in sorted(files) if not _is_hidden(name))
+
+
+def _refuse(error: OSError) -> NoReturn:
+    """Without it `os.walk` passes over a folder in silence."""
+    raise OSError(error.errno, f"folder cannot be listed ({error.strerror})", error.filename)
 
 
 def _leads_back(path: Path) -> bool:
@@ -181,4 +189,4 @@ def _is_image(name: str) -> bool:
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+    return name.startswith(".") or name in _FOLDERS_OF_SYSTEMS

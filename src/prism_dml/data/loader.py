@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from prism_dml.data.augment import Augment
-from prism_dml.data.cache import fits_in_memory, load_images
+from prism_dml.data.cache import Unreadable, fits_in_memory, load_images
 from prism_dml.data.sampling import WHOLE, PKSampler, Share
 from prism_dml.data.streaming import Step, TrainingOrder, stream
 from prism_dml.data.table import ImageTable, IntArray
@@ -22,7 +22,7 @@ CacheKind = Literal["auto", "memory", "stream"]
 _PIXELS_AT_ONCE = 1 << 17  # of the images that are embedded at once on a CPU
 
 LARGEST_CACHED = 128
-"""Above this size crops are better cut from the file than from a small copy, so "auto" streams."""
+"""Above this size it takes long to decode all images before the first step, and much memory: "auto" streams."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class CachedBatches:
 
 @dataclass(frozen=True, eq=False)
 class StreamingBatches:
-    """Batches decoded anew each time, by worker processes, with torchvision's crops from the full image.
+    """Batches decoded anew each time, by worker processes, and augmented on the device as those in memory are.
 
     An unreadable image is named on the log; in training another sample of its class stands in for it, in
     evaluation it is left out.
@@ -131,17 +131,15 @@ class StreamingBatches:
     Args:
         table: N samples.
         size: side S of the square images in pixels.
-        augment: see `Augment`; here "photo" is a random crop of 20 to 100 % of the area and a flip.
+        augment: augmentation of training batches; its mean and std are used in evaluation too.
         resize_size: short side before the centre is cut out, at least S.
         workers: number of processes; 0 decodes in this one. It changes nothing in the batches.
-        max_unreadable: share in [0, 1] of the images seen that may be unreadable, judged from 1,000 images
-        on.
+        max_unreadable: share in [0, 1] of the table's images that may be unreadable.
         device: where batches go.
-        named: what the log says of unreadable images: each is named once, however often the images are gone through.
+        unreadable: those met so far; each is named and counted once, however often it comes. None: none so far.
 
     Raises:
-        ValueError: a bad argument; while iterating, when the share of unreadable images passes
-        `max_unreadable`.
+        ValueError: a bad argument; while iterating, when the unreadable images pass `max_unreadable`.
     """
 
     table: ImageTable
@@ -151,7 +149,7 @@ class StreamingBatches:
     workers: int = 0
     max_unreadable: float = 0.01
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    named: set[str] = field(default_factory=set, repr=False)
+    unreadable: Unreadable | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -162,9 +160,11 @@ class StreamingBatches:
             raise ValueError(f"workers must not be negative, not {self.workers}")
         if not 0 <= self.max_unreadable <= 1:
             raise ValueError(f"max_unreadable must be in [0, 1], not {self.max_unreadable}")
+        if self.unreadable is None:
+            object.__setattr__(self, "unreadable", Unreadable(len(self.table), self.max_unreadable))
 
     def select(self, indices: ArrayLike) -> StreamingBatches:
-        """The samples at `indices` (numbers or a mask) only, renumbered from 0."""
+        """The samples at `indices` (numbers or a mask) only, renumbered from 0; `max_unreadable` is still of all."""
         return replace(self, table=self.table.select(indices))
 
     def train(
@@ -183,20 +183,16 @@ class StreamingBatches:
         return self._batches(list(enumerate(batches)), None, WHOLE)
 
     def _batches(self, order: Iterable[Step], seed: int | None, share: Share) -> Iterator[Batch]:
-        train = self.augment if seed is not None else replace(self.augment, kind="none")
-        # The workers have done the photo's crop and flip; a drawing is bent here, as if it came from the
-        # cache.
-        augment = replace(train, kind="none") if train.kind == "photo" else train
+        augment = self.augment if seed is not None else replace(self.augment, kind="none")
+        assert self.unreadable is not None
         decoded = stream(
             self.table,
             order,
             self.size,
             self.resize_size,
             seed,
-            crop=train.kind == "photo",
             workers=self.workers,
-            max_unreadable=self.max_unreadable,
-            named=self.named,
+            unreadable=self.unreadable,
             pin_memory=self.device.type == "cuda",
             share=share,
         )

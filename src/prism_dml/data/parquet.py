@@ -119,8 +119,8 @@ def _holds_images(type_: pa.DataType) -> bool:
         return False
     fields = {type_.field(i).name: type_.field(i).type for i in range(type_.num_fields)}
     data, path = fields["bytes"], fields.get("path", pa.null())
-    is_data = pa.types.is_binary(data) or pa.types.is_large_binary(data) or pa.types.is_null(data)
-    return is_data and (_kind(path) == "text" or pa.types.is_null(path))
+    are = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_null)
+    return any(is_data(data) for is_data in are) and (_kind(path) == "text" or pa.types.is_null(path))
 
 
 _LABELS = {
@@ -134,7 +134,7 @@ _LABELS = {
 def _kind(type_: pa.DataType) -> str:
     if pa.types.is_dictionary(type_):
         return _kind(type_.value_type)
-    if pa.types.is_string(type_) or pa.types.is_large_string(type_):
+    if pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_):
         return "text"
     if pa.types.is_integer(type_):
         return "integer"

@@ -204,7 +204,10 @@ def read_parts(folder: Path) -> pa.Table:
     """The rows of all parts in order; ValueError, one line, if one is missing or damaged."""
     job = read_job(folder)
     try:
-        return pa.concat_tables([read_part(folder, job, part) for part in range(job.num_parts)])
+        parts = [read_part(folder, job, part) for part in range(job.num_parts)]
+        return pa.concat_tables(
+            parts, promote_options="permissive"
+        )  # earlier versions wrote texts as `string`
     except FileNotFoundError as error:
         raise ValueError(
             f"{error}: the job is not finished; the same `prism embed` goes on with it"

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
-from prism_dml.data.cache import NAMED_UNREADABLE
+from prism_dml.data.cache import Unreadable
 from prism_dml.data.decode import read_image, square
 from prism_dml.data.remote import StoreError
 from prism_dml.data.sampling import WHOLE, PKSampler, Share
-from prism_dml.data.table import ImageTable, IntArray, fetch_images
+from prism_dml.data.table import ImageTable, IntArray, SelectedImages, fetch_images
 
-logger = logging.getLogger("prism_dml")
-
-JUDGED_FROM = 1000
-"""The share of unreadable images is taken of at least so many: one in the first batch means nothing yet."""
 STAND_INS = 8
 """So many samples of the class are tried in an unreadable image's place before the place is left empty."""
 
@@ -67,10 +61,8 @@ def stream(
     size: int,
     resize_size: int,
     seed: int | None,
-    crop: bool,
     workers: int,
-    max_unreadable: float,
-    named: set[str],
+    unreadable: Unreadable,
     pin_memory: bool = False,
     share: Share = WHOLE,
 ) -> Iterator[Decoded]:
@@ -81,11 +73,9 @@ def stream(
         order: steps and the (B,) sample numbers of their batches.
         size: side S of the images.
         resize_size: short side before the centre is cut out, at least S.
-        seed: of crops and of the stand-ins for unreadable images; None: evaluation, which has neither.
-        crop: cut random crops, half of them flipped, out of the full images, not their centre.
+        seed: of the stand-ins for unreadable images; None: evaluation, which has none.
         workers: number of processes; 0: this one.
-        max_unreadable: share in [0, 1] of the images seen that may be unreadable.
-        named: what the log says already of unreadable images, and will from here.
+        unreadable: what is known of unreadable images already, and will be from here.
         pin_memory: put batches into page-locked memory.
         share: the part of each batch to decode. Of several, even an empty one is yielded: the others wait for it.
 
@@ -93,11 +83,11 @@ def stream(
         what is readable of each batch.
 
     Raises:
-        ValueError: the share of unreadable images passed `max_unreadable`.
+        ValueError: too many images are unreadable, or all of them.
         StoreError: the store of the images failed.
     """
-    decoder = _Decoder(table, size, resize_size, seed, crop, share)
-    seen = _Seen(len(table), max_unreadable, named)
+    decoder = _Decoder(table, size, resize_size, seed, share)
+    source, missing = table.images, set[int]()
     # One item is one whole batch, so its content cannot depend on which worker makes it.
     loader = DataLoader(
         decoder,
@@ -112,26 +102,28 @@ def stream(
         if isinstance(item, StoreError):
             raise item
         batch, failures = item
-        seen.add(batch.samples, failures)
+        for i, reason in failures.items():
+            unreadable.add(reason, int(source.indices[i]) if isinstance(source, SelectedImages) else i)
+            missing.add(i)
+        unreadable.judge()
+        if len(missing) == len(table):  # of a selection: there would never be a batch
+            raise ValueError(f"none of the {len(table)} images is readable")
         if len(batch.samples) or share.of > 1:
             yield batch
-    seen.close()
+    unreadable.close()
 
 
 class _Decoder(Dataset[tuple[Decoded, dict[int, str]] | StoreError]):
     """What a worker does: a step to its images and the errors of unreadable samples; or why the store failed."""
 
     def __init__(
-        self, table: ImageTable, size: int, resize_size: int, seed: int | None, crop: bool, share: Share
+        self, table: ImageTable, size: int, resize_size: int, seed: int | None, share: Share
     ) -> None:
-        assert seed is not None or not crop
         self.table = table
         self.size = size
         self.resize_size = resize_size
         self.seed = seed
         self.share = share
-        flip = v2.RandomHorizontalFlip()
-        self.crop = v2.Compose([v2.RandomResizedCrop(size, scale=(0.2, 1.0)), flip]) if crop else None
 
     def __getitem__(self, item: Step) -> tuple[Decoded, dict[int, str]] | StoreError:
         try:
@@ -145,14 +137,14 @@ class _Decoder(Dataset[tuple[Decoded, dict[int, str]] | StoreError]):
         own = self.share.places(len(indices))
         fetch_images(self.table.images, indices[own.start : own.stop])
         for place in own:
-            rng = np.random.default_rng((self.seed or 0, step, place))
-            for i in self._candidates(int(indices[place]), rng):
+            for i in self._candidates(int(indices[place]), step, place):
                 try:
                     image = read_image(self.table, i)
                 except ValueError as error:
                     failures[i] = str(error)
                     continue
-                images.append(self._transform(image, rng))
+                pixels = F.pil_to_tensor(square(image, self.resize_size))
+                images.append(F.center_crop(pixels, [self.size, self.size]))
                 index.append(i)
                 places.append(place)
                 break
@@ -160,60 +152,10 @@ class _Decoder(Dataset[tuple[Decoded, dict[int, str]] | StoreError]):
         numbers, at = (torch.tensor(column, dtype=torch.int64) for column in (index, places))
         return Decoded(step, batch, numbers, at, len(indices)), failures
 
-    def _candidates(self, wanted: int, rng: np.random.Generator) -> Iterator[int]:
+    def _candidates(self, wanted: int, step: int, place: int) -> Iterator[int]:
         """The sample that is wanted, then, in training, others of its class."""
         yield wanted
         if self.seed is not None:
+            rng = np.random.default_rng((self.seed, step, place))
             mates = np.flatnonzero(self.table.labels == self.table.labels[wanted])
             yield from rng.permutation(mates[mates != wanted])[:STAND_INS].tolist()
-
-    def _transform(self, image: Image, rng: np.random.Generator) -> Tensor:
-        """An RGB image to (3, S, S) uint8."""
-        pixels: Tensor
-        if self.crop is None:
-            pixels = v2.functional.pil_to_tensor(square(image, self.resize_size))
-            pixels = v2.functional.center_crop(pixels, [self.size, self.size])
-            return pixels
-        # torchvision draws from the global generator, which is lent to it and left as it was.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(rng.integers(2**63)))
-            pixels = v2.functional.pil_to_tensor(self.crop(image))
-            return pixels
-
-
-class _Seen:
-    """Names unreadable images and compares their share of all seen with what is put up with."""
-
-    def __init__(self, total: int, max_share: float, named: set[str]) -> None:
-        self.max_share = max_share
-        self.readable = np.zeros(total, bool)
-        self.unreadable = np.zeros(total, bool)
-        self.named = named
-
-    def add(self, index: Tensor, failures: dict[int, str]) -> None:
-        self.readable[index.numpy()] = True
-        for i, message in failures.items():
-            if len(self.named) < NAMED_UNREADABLE:
-                self._say(f"skipped {message}")
-            self.unreadable[i] = True
-        if failures:
-            self._judge()
-
-    def _judge(self) -> None:
-        bad, good = int(self.unreadable.sum()), int(self.readable.sum())
-        if bad == len(self.readable):
-            raise ValueError(f"none of the {bad} images is readable")
-        if bad > self.max_share * max(bad + good, min(JUDGED_FROM, len(self.readable))):
-            raise ValueError(
-                f"{bad} of the {bad + good} images seen are unreadable, more than the share of "
-                f"{self.max_share:g} that is put up with (a higher max_unreadable puts up with more)"
-            )
-
-    def close(self) -> None:
-        if (count := np.count_nonzero(self.unreadable)) > NAMED_UNREADABLE:
-            self._say(f"skipped {count} unreadable images in all")
-
-    def _say(self, text: str) -> None:
-        if text not in self.named:
-            logger.warning("%s", text)
-            self.named.add(text)

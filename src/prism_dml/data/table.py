@@ -57,6 +57,8 @@ class FileImages:
 
     root: Path | RemoteFile
     names: Sequence[str]
+    named_in: Path | RemoteFile | None = None
+    """The list with a header that has a row for each, if one has."""
 
     def __len__(self) -> int:
         return len(self.names)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from prism_dml.data.carried import CarriedColumns, list_cells, source_rows
 from prism_dml.data.csv_list import truth_list
 from prism_dml.data.readers import has_class_folders
 from prism_dml.data.remote import RemoteFile, place
 from prism_dml.data.row_groups import ParquetImages
-from prism_dml.data.table import ImageSource, ImageTable, SelectedImages, image_file
+from prism_dml.data.table import ImageSource, ImageTable, SelectedImages, image_file, listed
 from prism_dml.files import at_home, replacing
+
+logger = logging.getLogger("prism_dml")
 
 ROW_GROUP = 100
 """Images in a row group of parquet, as on the Hub: small enough to be read for one image."""
@@ -35,7 +40,8 @@ def write_table(
     """Write a table that `read_table` reads again; the file appears whole or not at all.
 
     Columns: path (or image), label; clean_label and is_noisy if the truth is known; split if there are any.
-    A true class outside of the classes is an empty clean_label.
+    A true class outside of the classes is an empty clean_label. The other columns of a list with a header or of
+    parquet are carried along as they are, in their place; one that parquet cannot hold is named in a warning.
 
     Args:
         table: what to write.
@@ -48,9 +54,7 @@ def write_table(
         ValueError: another kind of file, images that are no files for `.csv`, an unreadable image for
             `.parquet`, `out` is the input or would become part of it, or it cannot be written.
     """
-    target = at_home(out)
-    if target.suffix.lower() not in (".csv", ".parquet") or target.is_dir():
-        raise ValueError(f"{target}: the output must be a .csv or a .parquet file")
+    target = output_file(out)
     refuse_input(target, None if source is None else place(str(source)), table)
     if target.suffix.lower() == ".csv":
         _write_csv(table, target)
@@ -58,15 +62,36 @@ def write_table(
         _write_parquet(table, target, progress)
 
 
+def output_file(out: str | Path) -> Path:
+    """Where a list or parquet is to be written; ValueError if it is another kind of file."""
+    target = at_home(out)
+    if target.suffix.lower() not in (".csv", ".parquet") or target.is_dir():
+        raise ValueError(f"{target}: the output must be a .csv or a .parquet file")
+    return target
+
+
+def write_list(columns: Sequence[tuple[str, Sequence[Any]]], target: Path) -> None:
+    """Write columns, each a name and its cells, as CSV, in one piece; ValueError if it cannot be written."""
+    with written_whole(target) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        # Python below 3.13 puts "\r" between no quotes of its own accord.
+        torn = any(isinstance(cell, str) and "\r" in cell for _, cells in columns for cell in cells)
+        rows = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL if torn else csv.QUOTE_MINIMAL)
+        rows.writerow([name for name, _ in columns])
+        rows.writerows(zip(*(cells for _, cells in columns), strict=True))
+
+
 def _write_csv(table: ImageTable, target: Path) -> None:
-    columns: Columns = {"path": _relative_paths(table, target), **_label_columns(table)}
-    torn = next((v for values in columns.values() for v in values if isinstance(v, str) and "\r" in v), None)
+    own: Columns = {"path": _relative_paths(table, target), **_label_columns(table)}
+    torn = next((v for values in own.values() for v in values if isinstance(v, str) and "\r" in v), None)
     if torn is not None:  # reading text takes it for the end of a line, within quotes, too
         raise ValueError(f"{target}: no list can hold the name {torn!r}; the output must be .parquet")
-    with _written_whole(target) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        rows = csv.writer(stream, lineterminator="\n")
-        rows.writerow(columns)
-        rows.writerows(zip(*columns.values(), strict=True))
+    source, numbers = source_rows(table.images)
+    header, cells = list_cells(source)
+    columns: list[tuple[str, Sequence[Any]]] = []
+    for i, name in enumerate(header):
+        key = name.strip().lower()
+        columns.append((name, own.pop(key) if key in own else [cells[row][i] for row in numbers]))
+    write_list([*columns, *own.items()], target)
 
 
 def _relative_paths(table: ImageTable, target: Path) -> list[str | None]:
@@ -88,14 +113,21 @@ def _relative_paths(table: ImageTable, target: Path) -> list[str | None]:
 
 
 def _write_parquet(table: ImageTable, target: Path, progress: Callable[[int, int], None] | None) -> None:
-    columns = _label_columns(table)
-    schema = _schema(columns)
-    with _written_whole(target) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+    own = _label_columns(table)
+    source, numbers = source_rows(table.images)
+    others = CarriedColumns(source, {"image", *own})
+    if others.left_out:
+        logger.warning(
+            "%s: these columns of the input cannot be carried along: %s", target, listed(others.left_out)
+        )
+    schema = _schema(own, others)
+    with written_whole(target) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for start in range(0, len(table), ROW_GROUP):
             stop = min(start + ROW_GROUP, len(table))
             images = [{"bytes": _read(table, i), "path": table.paths[i]} for i in range(start, stop)]
-            part = {name: values[start:stop] for name, values in columns.items()}
-            writer.write_table(pa.table({"image": images, **part}, schema=schema))
+            part = {name: values[start:stop] for name, values in own.items()}
+            carried = others.take(numbers[start:stop])
+            writer.write_table(pa.table({"image": images, **part, **carried}, schema=schema))
             if progress is not None:
                 progress(stop, len(table))
 
@@ -110,14 +142,19 @@ def _label_columns(table: ImageTable) -> Columns:
     return columns
 
 
-def _schema(columns: Columns) -> pa.Schema:
+def _schema(own: Columns, others: CarriedColumns) -> pa.Schema:
     """Types, and the metadata by which the Hub's `datasets` library knows a column of images."""
-    types = {name: pa.bool_() if name == "is_noisy" else pa.string() for name in columns}
+    types = {name: pa.bool_() if name == "is_noisy" else pa.string() for name in own}
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    features: dict[str, dict[str, str]] = {"image": {"_type": "Image"}}
+    fields = {
+        name: pa.field(name, type_) for name, type_ in {"image": image, **types}.items()
+    } | others.fields
+    order = dict.fromkeys([*(name for name in others.order if name in fields), *fields])
+    features: dict[str, Any] = {"image": {"_type": "Image"}}
     features |= {name: {"_type": "Value", "dtype": str(type_)} for name, type_ in types.items()}
+    features |= {name: feature for name, feature in others.features.items() if name in others.fields}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    return pa.schema({"image": image, **types}, metadata=metadata)
+    return pa.schema([fields[name] for name in order], metadata=metadata)
 
 
 def _read(table: ImageTable, i: int) -> bytes:
@@ -174,7 +211,7 @@ def _becomes_class(target: Path, source: Path) -> bool:
 
 
 @contextmanager
-def _written_whole(target: Path) -> Iterator[Path]:
+def written_whole(target: Path) -> Iterator[Path]:
     """`replacing`, with a ValueError if the target cannot be written."""
     try:
         with replacing(target) as temporary:

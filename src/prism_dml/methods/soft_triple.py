@@ -24,13 +24,15 @@ class PrismSoftTriple(SoftTriple):
     def __init__(self, embedder: Embedder, data: TrainingSet, config: MethodConfig) -> None:
         super().__init__(embedder, data, config)
         self.selector = make_selector(data, self.embedding_dim, config)
+        self._by_proxy = self.selector.similarity == "proxy"  # that the proxies judge
         self._learned: tuple[Tensor, Tensor, Tensor] | None = None
 
     def forward(self, images: Tensor, labels: Tensor, index: Tensor) -> StepResult:
         """Learn from the trusted samples; see `Method.forward`."""
         embeddings = self.embedder(images)  # (B, D)
         scored = embeddings.detach()
-        kept = self.selector(scored, labels, index, self._similarities(scored)).keep
+        similar = self._similarities(scored) if self._by_proxy else None
+        kept = self.selector(scored, labels, index, similar).keep
         embeddings, labels, index = embeddings[kept], labels[kept], index[kept]
         self._learned = (embeddings.detach(), labels, index)
         return StepResult(self.criterion(embeddings, labels), kept)
@@ -43,14 +45,12 @@ class PrismSoftTriple(SoftTriple):
 
     def judge(self, embeddings: Tensor, labels: Tensor, index: Tensor) -> tuple[Selection, float]:
         """Judge the whole training set against the memory or the proxies; see `Method.judge`."""
-        by_proxy = self.selector.similarity == "proxy"
-        return self.selector.judge(embeddings, labels, index, self._similarities if by_proxy else None)
+        return self.selector.judge(embeddings, labels, index, self._similarities if self._by_proxy else None)
 
     @torch.no_grad()
-    def _similarities(self, embeddings: Tensor) -> Tensor | None:
-        """(B, C) similarity to each class's proxies, if it is them that judge."""
-        by_proxy = self.selector.similarity == "proxy"
-        return self.criterion.class_similarities(embeddings) if by_proxy else None
+    def _similarities(self, embeddings: Tensor) -> Tensor:
+        """(B, C) similarity to each class's proxies."""
+        return self.criterion.class_similarities(embeddings)
 
     @property
     def noise_rate_estimate(self) -> float:

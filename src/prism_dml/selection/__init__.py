@@ -2,7 +2,8 @@
 
 from prism_dml.selection.bank import MemoryBank
 from prism_dml.selection.noise_rate import NoiseRateEstimator
-from prism_dml.selection.prism import PRISM, CalibratedSelection, Selection
+from prism_dml.selection.prism import PRISM
+from prism_dml.selection.selection import CalibratedSelection, Selection
 from prism_dml.selection.sharded import ShardedBank
 from prism_dml.selection.threshold import SmoothTopR, TopR
 

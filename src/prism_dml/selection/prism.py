@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from prism_dml.selection.bank import MemoryBank, check_labels
 from prism_dml.selection.evidence import Evidence, Similarity, compare, weigh
 from prism_dml.selection.noise_rate import NoiseRateEstimator, mean_rate
+from prism_dml.selection.selection import Selection
 from prism_dml.selection.threshold import SmoothTopR, TopR
 
 Threshold = Literal["smooth", "top-r"]
@@ -23,37 +23,6 @@ PUBLISHED, SHARPENED = 1.0, 0.05
 that a wrong label belongs to; towards 0 what counts is the margin to it, which separates better."""
 
 _CHUNK = 4096  # samples of a whole data set judged at a time: bounds the memory to _CHUNK x C
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What PRISM says of a batch.
-
-    Attributes:
-        keep: (B,) bool, whether the label is trusted.
-        clean_probability: (B,) float32 in [0, 1]; 1 where the given class has nothing to compare with, 0 where the
-            embedding is not finite: that is never kept.
-        threshold: () float32, the probability below which samples were rejected.
-        suggested_label: (B,) most similar class; the given label where there is nothing to compare with.
-        margin: (B,) similarity to the given class less that to the best other class; 0 where unknown.
-    """
-
-    keep: Tensor
-    clean_probability: Tensor
-    threshold: Tensor
-    suggested_label: Tensor
-    margin: Tensor
-
-
-@dataclass(frozen=True)
-class CalibratedSelection(Selection):
-    """One whose probabilities are calibrated: of labels with a clean_probability of 0.9, about nine in ten are right.
-
-    Attributes:
-        suggested_probability: (B,) float32 in [0, 1], that the suggested label is the right one.
-    """
-
-    suggested_probability: Tensor
 
 
 class PRISM(nn.Module):

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 from prism_dml.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from prism_dml.training.loop import RunStopped, train
+    from prism_dml.training.loop import train
+    from prism_dml.training.stop import RunStopped
 
 __all__ = ["RunStopped", "TrainConfig", "train"]
 

@@ -30,6 +30,11 @@ def save_checkpoint(
     write_tensors(folder / CHECKPOINT, "checkpoint", _VERSION, tensors, {"notes": json.dumps(notes)})
 
 
+def read_notes(folder: Path) -> dict[str, Any]:
+    """The notes of a folder's checkpoint, before there is anything to restore; ValueError as of `load_checkpoint`."""
+    return _read(folder)[1]
+
+
 def load_checkpoint(
     folder: Path,
     modules: dict[str, nn.Module],
@@ -47,11 +52,7 @@ def load_checkpoint(
     Raises:
         ValueError: there is no checkpoint, it is damaged, or it is of another run or version.
     """
-    path = folder / CHECKPOINT
-    if not path.is_file():
-        raise ValueError(f"there is no checkpoint to go on from in {folder}")
-    tensors, about = read_tensors(path, "checkpoint", _VERSION)
-    notes: dict[str, Any] = json.loads(about["notes"])
+    tensors, notes = _read(folder)
     if check is not None:
         check(notes)
     try:
@@ -59,9 +60,19 @@ def load_checkpoint(
             module.load_state_dict(_under(tensors, name))
     except RuntimeError as error:
         said = " ".join(str(error).split())
-        raise ValueError(f"the checkpoint {path} is of another run or version: {said}") from None
+        raise ValueError(
+            f"the checkpoint {folder / CHECKPOINT} is of another run or version: {said}"
+        ) from None
     _restore(optimizer, _under(tensors, "optimizer"))
     return notes
+
+
+def _read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    path = folder / CHECKPOINT
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint to go on from in {folder}")
+    tensors, about = read_tensors(path, "checkpoint", _VERSION)
+    return tensors, json.loads(about["notes"])
 
 
 def _under(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:

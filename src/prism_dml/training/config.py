@@ -22,7 +22,8 @@ class TrainConfig(MethodConfig):
             first step. Minutes in the place of hours where there is no GPU; needs pretrained or weights.
         embedding_dim: Number of an embedding's components.
         image_size: Side of the images in pixels; null: 48 for "small", else what the backbone was made for.
-        augment: photo (crop, flip, colour), drawing (affine, no flip: letters, symbols) or none.
+        augment: photo (crops of 60 to 100 % of the area, flips, colours), drawing (affine, no flip: letters, symbols),
+            or none; alike for images in memory and streamed ones.
         steps: Number of updates, at least 1.
         classes_per_batch: Classes in a batch (P).
         samples_per_class: Samples of each class in a batch (K); a batch has P x K images.
@@ -39,7 +40,7 @@ class TrainConfig(MethodConfig):
         checkpoint_every: Steps from one checkpoint to the next.
         max_bad_steps: A step whose loss or gradient is not finite is left out; so many in a row end the run.
         max_unreadable: Share of images in [0, 1) that may be unreadable before the command gives up.
-        cache: memory (decode once), stream (decode each time), or auto.
+        cache: memory (decode once), stream (decode each time), or auto: memory up to 128 pixels, if there is enough.
         workers: Processes that decode streamed images.
         accelerator: cpu or cuda; auto: cuda where there is a GPU for it.
         devices: Number of devices of this machine, each with a process that embeds its share of every batch.

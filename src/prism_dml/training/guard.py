@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from prism_dml.models import Embedder
 from prism_dml.selection import MemoryBank
 
 
@@ -38,20 +39,31 @@ class Guard(nn.Module):
             for buffer in module.buffers(recurse=False)
         ]
         self._before: list[Tensor] = []
+        self._embeddings: list[Tensor] = []  # of the step's batch
+        for module in method.modules():
+            if isinstance(module, Embedder):
+                module.register_forward_hook(self._look)
 
     def remember(self) -> None:
         """Before a step: keep what scoring a batch changes."""
+        self._embeddings = []
         self._before = [buffer.clone() for buffer in self._buffers_of]
 
-    def accepts(self, loss: Tensor, step: int) -> bool:
+    def accepts(self, loss: Tensor | None, step: int) -> bool:
         """Whether the step can be made: loss () and all gradients are finite. If not, it is undone and counted.
+
+        Without a loss, since no sample is kept, the embeddings have to be finite: of others none is ever kept.
 
         Raises:
             ValueError: it was one too many.
         """
-        # One look at the device for both; clipping to no limit is how every torch that Prism admits tells the norm.
-        norm = nn.utils.clip_grad_norm_(self._parameters_of, math.inf)
-        if torch.isfinite(loss.detach() + norm):
+        if loss is None:
+            finite = all(bool(embeddings.isfinite().all()) for embeddings in self._embeddings)
+        else:
+            # One look at the device for both; clipping to no limit is how every torch that Prism admits tells the norm.
+            norm = nn.utils.clip_grad_norm_(self._parameters_of, math.inf)
+            finite = bool(torch.isfinite(loss.detach() + norm))
+        if finite:
             self.in_a_row.zero_()
             return True
         for buffer, before in zip(self._buffers_of, self._before, strict=True):
@@ -64,3 +76,7 @@ class Guard(nn.Module):
                 "a lower lr may help"
             )
         return False
+
+    def _look(self, embedder: nn.Module, images: object, embeddings: Tensor) -> None:
+        if embedder.training:
+            self._embeddings.append(embeddings.detach())

@@ -41,7 +41,7 @@ def launch(number: int, function: Callable[..., Any], *arguments: Any) -> Any:
     Raises:
         ChildProcessError: a process was killed.
         RuntimeError: the function failed in a way of which it should not; the message has its traceback.
-        Exception: ValueError, OSError or KeyboardInterrupt that the function raised.
+        Exception: ValueError, OSError, MemoryError or KeyboardInterrupt that the function raised.
     """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(minutes=5))
     environment = {
@@ -105,7 +105,9 @@ def _work(
         senders[rank].send(function(*arguments))
     except KeyboardInterrupt as stopped:
         senders[rank].send(stopped)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
+        if os.environ.get("PRISM_DEBUG"):  # sent, it would lose where it came from
+            traceback.print_exc()
         senders[rank].send(error)
         sys.exit(1)
     except Exception:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import signal
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 from torch.optim import Optimizer
 
@@ -17,33 +18,26 @@ from prism_dml.data import ImageTable, PKSampler, read_table
 from prism_dml.methods.base import Method, TrainingSet
 from prism_dml.methods.registry import find_method
 from prism_dml.models import Embedder
-from prism_dml.models.files import CHECKPOINT
 from prism_dml.training.allocator import keep_freed_memory
-from prism_dml.training.checkpoint import load_checkpoint, save_checkpoint
+from prism_dml.training.checkpoint import load_checkpoint, read_notes, save_checkpoint
 from prism_dml.training.config import TrainConfig
 from prism_dml.training.guard import Guard
 from prism_dml.training.launch import launch
 from prism_dml.training.log import Log, NoLog
 from prism_dml.training.measure import embed_all, validate
 from prism_dml.training.progress import RunProgress
-from prism_dml.training.ranks import is_launched, join, kind_of_device, one_line_if_lost
+from prism_dml.training.ranks import Ranks, is_launched, join, kind_of_device, one_line_if_lost
 from prism_dml.training.repeatable import repeatable
-from prism_dml.training.result import RUN, finish, read_run, save_networks
+from prism_dml.training.result import finish, save_networks
+from prism_dml.training.run_folder import (
+    holding,
+    one_line_if_short,
+    refuse_other_run,
+    refuse_other_settings,
+)
 from prism_dml.training.sources import look_once, open_sources, training_fingerprint
-from prism_dml.training.stop import StopRequest
+from prism_dml.training.stop import RunStopped, StopRequest
 from prism_dml.training.tally import Tally
-
-
-class RunStopped(KeyboardInterrupt):
-    """A run was asked to stop and has left a checkpoint; `signal` is what asked."""
-
-    def __init__(self, number: int, step: int, out: Path) -> None:
-        super().__init__(number, step, out)
-        self.signal, self.step, self.out = number, step, out
-
-    def __str__(self) -> str:
-        name = signal.Signals(self.signal).name
-        return f"{name}: stopped after step {self.step}; --resume goes on from {self.out / CHECKPOINT}"
 
 
 @one_line_if_lost()
@@ -72,20 +66,17 @@ def train(
         What run.json says of the result.
 
     Raises:
-        ValueError: bad data or settings, a folder that holds another run, a loss that stays infinite or NaN.
-        ChildProcessError: one of several processes was killed, or is out of reach.
+        ValueError: bad data or settings, a folder that holds another run or in which one is at work, a loss that stays
+            infinite or NaN.
+        OSError: the folder cannot be written to; a process that decodes was killed. ChildProcessError: one of several
+            processes was killed, or is out of reach.
+        MemoryError: torch got no more memory.
         RunStopped: SIGINT or SIGTERM came; the folder has a checkpoint.
     """
     out = Path(out)
     method_class = find_method(config.method)
     method_class.check(config)
-    if not resume and ((out / RUN).exists() or (out / CHECKPOINT).exists()):
-        raise ValueError(f"{out} already holds a run: take another folder, or go on with --resume")
-    if resume and (out / RUN).exists() and not (out / CHECKPOINT).exists():
-        steps = read_run(out)["result"]["steps"]
-        raise ValueError(
-            f"the run in {out} is finished, after {steps:,} steps: there is nothing to go on with"
-        )
+    refuse_other_run(out, resume)
     if config.devices > 1 and not is_launched():
         kind_of_device(config)  # before processes are started in vain
         result: dict[str, Any] = launch(config.devices, train, data, config, out, resume)
@@ -94,7 +85,6 @@ def train(
     if fabric.device.type == "cpu":
         keep_freed_memory()
     table = data if isinstance(data, ImageTable) else read_table(data)
-
     embedder = Embedder(
         config.backbone,
         config.embedding_dim,
@@ -103,6 +93,28 @@ def train(
         weights=config.weights,
         seed=config.seed,
     )
+    with holding(out, resume) if ranks.first else nullcontext(), one_line_if_short(out):
+        return _train(table, embedder, config, out, resume, fabric, ranks)
+
+
+def _train(
+    table: ImageTable,
+    embedder: Embedder,
+    config: TrainConfig,
+    out: Path,
+    resume: bool,
+    fabric: Fabric,
+    ranks: Ranks,
+) -> dict[str, Any]:
+    """`train`, in a folder that is held."""
+    settings = asdict(config) | {"data": training_fingerprint(table), "devices": ranks.share.of}
+
+    def same_run(notes: dict[str, Any]) -> None:
+        refuse_other_settings(out, notes["settings"], settings)
+
+    if resume:  # before images are decoded, and embedded perhaps
+        same_run(read_notes(out))
+    method_class = find_method(config.method)
     with RunProgress("decoding", len(table), shown=ranks.first) as show:
         clean_only = method_class.clean_only
         sources = open_sources(
@@ -126,17 +138,7 @@ def train(
     tally = Tally(len(samples), None if noisy is None else torch.from_numpy(noisy)).to(fabric.device)
     guard = Guard(method, config.max_bad_steps)
     modules = {"method": method, "tally": tally, "guard": guard}
-    settings = asdict(config) | {"num_samples": len(samples), "num_classes": samples.num_classes}
-    settings |= {"data": training_fingerprint(table), "devices": ranks.share.of}
-
-    def same_run(notes: dict[str, Any]) -> None:
-        then = asdict(TrainConfig()) | notes["settings"]  # an earlier version did not have all settings
-        changed = [key for key in settings if then.get(key) != settings[key]]
-        # One process, or several, can go on with what the other began.
-        if set(changed) - {"devices", "shard_bank"}:
-            raise ValueError(f"{out} holds a run with other settings or data: {', '.join(changed)}")
-
-    out.mkdir(parents=True, exist_ok=True)
+    settings |= {"num_samples": len(samples), "num_classes": samples.num_classes}
     start, best, log_bytes = 0, -math.inf, 0
     if resume:
         notes = load_checkpoint(out, modules, optimizer, same_run)
@@ -183,14 +185,14 @@ def train(
                 if learned:
                     optimizer.zero_grad()
                     fabric.backward(loss)
-            good = True
             if learned:  # else there is nothing to learn from: no update, nothing remembered
                 ranks.average_gradients(method)
-                good = guard.accepts(loss, step + 1)
-                if good:  # else the step is left out, as if it had not been
+            if guard.accepts(
+                loss if learned else None, step + 1
+            ):  # else it is left out, as if it had not been
+                if learned:
                     optimizer.step()
                     method.on_update()
-            if good:
                 tally.add(loss if learned else None, kept, batch.index)
 
             show.step(len(batch.labels))

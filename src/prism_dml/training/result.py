@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import prism_dml
-from prism_dml.data import SCORES, Embedded, VectorBatches, embedding_rows
+from prism_dml.data import SCORES, Embedded, StreamingBatches, VectorBatches, embedding_rows
 from prism_dml.files import replacing
 from prism_dml.methods.base import Method
 from prism_dml.models import load, save
@@ -53,15 +53,21 @@ def finish(
     best: float,
     ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
-    """Write what a finished run leaves behind, and remove its checkpoint; the result, as in run.json."""
+    """Write what a finished run leaves behind, and remove its checkpoint; the result, as in run.json.
+
+    Its "images" are the readable ones that were there to learn from, where that is known.
+    """
     if sources.validation is None and ranks.first:
         save_networks(method, out)
     result: dict[str, Any] = {"steps": settings["steps"], "last_decisions": tally.final(method.decided())}
+    if not isinstance(sources.train, StreamingBatches):  # a stream has what cannot be read, too
+        result["images"] = len(sources.train.table)
     if sources.validation is not None:
         result["validation_precision_at_1"] = best if math.isfinite(best) else None
     if method.selects:
         seen = embed_all(method.observer(), sources.train, ranks)
         judged, rate = judge_samples(method, seen, sources.train.table)
+        result["images"] = len(judged)
         if ranks.first:
             with replacing(out / "samples.parquet") as temporary:
                 judged.to_parquet(temporary, index=False)

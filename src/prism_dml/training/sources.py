@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -33,12 +34,26 @@ from prism_dml.training.ranks import ALONE, Ranks
 VALIDATION = ("validation", "valid", "val")
 """Names of a split for validation, as people write them."""
 
+_BLOCK = 65_536
+"""Values that are Python objects at a time while all are digested."""
+
 
 def training_fingerprint(data: ImageTable) -> str:
-    """What tells the training split of one data set from another's, other labels included; not the pixels."""
+    """What tells the training split of one data set from another's, other labels included; not the pixels.
+
+    It is the digest of the JSON of classes, paths and labels, which is never held as a whole.
+    """
     table = data.split("train")
-    text = json.dumps([table.classes, list(table.paths), table.labels.tolist()])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(b"[")
+    for number, column in enumerate((table.classes, table.paths, map(int, table.labels))):
+        digest.update(b", [" if number else b"[")
+        values, between = iter(column), ""
+        while block := list(islice(values, _BLOCK)):
+            digest.update((between + json.dumps(block)[1:-1]).encode())
+            between = ", "
+        digest.update(b"]")
+    digest.update(b"]")
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import signal
 import threading
+from pathlib import Path
 from types import FrameType, TracebackType
+
+from prism_dml.models.files import CHECKPOINT
+
+
+class RunStopped(KeyboardInterrupt):
+    """A run was asked to stop and has left a checkpoint; `signal` is what asked."""
+
+    def __init__(self, number: int, step: int, out: Path) -> None:
+        super().__init__(number, step, out)
+        self.signal, self.step, self.out = number, step, out
+
+    def __str__(self) -> str:
+        name = signal.Signals(self.signal).name
+        return f"{name}: stopped after step {self.step}; --resume goes on from {self.out / CHECKPOINT}"
 
 
 class StopRequest:

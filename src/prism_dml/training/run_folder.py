@@ -1,0 +1,90 @@
+"""A run's folder: whether a run may begin or go on there, and that no other does at the same time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from prism_dml.files import refuse_unwritable
+from prism_dml.models.files import CHECKPOINT
+from prism_dml.training.config import TrainConfig
+from prism_dml.training.result import RUN, read_run
+from prism_dml.training.shortage import explained
+
+logger = logging.getLogger("prism_dml")
+
+LOCK = ".lock"
+"""In a run's folder, and left there: removed, it could be locked by one process and made anew by the next."""
+
+WAIT = 10.0
+"""Seconds in which the decoding processes of a killed run notice that it is gone, which may hold its lock too."""
+
+WITHOUT_EFFECT = {"devices", "shard_bank", "workers", "max_unreadable", "checkpoint_every", "max_bad_steps"}
+"""Settings of which a run may go on with others: they are of who computes, what is kept on the way and when a run gives
+up, not of what is learned."""
+
+
+def refuse_other_run(out: Path, resume: bool) -> None:
+    """ValueError if a folder holds a run that is not to go on, or, to `resume`, none that can."""
+    has_checkpoint, has_result = (out / CHECKPOINT).exists(), (out / RUN).exists()
+    if not resume and (has_checkpoint or has_result):
+        raise ValueError(f"{out} already holds a run: take another folder, or go on with --resume")
+    if resume and has_result and not has_checkpoint:
+        steps = read_run(out)["result"]["steps"]
+        raise ValueError(
+            f"the run in {out} is finished, after {steps:,} steps: there is nothing to go on with"
+        )
+    if resume and not has_checkpoint:
+        raise ValueError(f"there is no checkpoint to go on from in {out}")
+
+
+def refuse_other_settings(out: Path, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """ValueError if what the run in a folder was begun with is not what it would go on with, as far as known."""
+    then = asdict(TrainConfig()) | then  # an earlier version did not have all settings
+    changed = [key for key in now if key not in WITHOUT_EFFECT and then.get(key) != now[key]]
+    if changed:
+        raise ValueError(f"{out} holds a run with other settings or data: {', '.join(changed)}")
+
+
+@contextmanager
+def holding(out: Path, resume: bool) -> Iterator[None]:
+    """Make a run's folder, and keep other runs out of it; the system lets them in again however this process ends.
+
+    Raises:
+        ValueError: another run is at work there, or see `refuse_other_run`.
+        OSError: one line, if the folder cannot be written to.
+    """
+    refuse_unwritable(out / RUN)
+    lock = FileLock(out / LOCK)
+    try:
+        lock.acquire(timeout=WAIT)
+    except Timeout:
+        raise ValueError(
+            f"another run is at work in {out} and holds {out / LOCK}: wait for it, or take another folder"
+        ) from None
+    except (OSError, RuntimeError) as error:  # a file system without locks, of which a cluster may have one
+        logger.warning("%s cannot be locked: let no other run write to %s (%s)", out / LOCK, out, error)
+    try:
+        refuse_other_run(out, resume)  # another may have ended meanwhile
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def one_line_if_short(out: Path) -> Iterator[None]:
+    """Turn what `explained` knows into its one line, with where the run in `out` can be gone on with."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        known, checkpoint = explained(error), out / CHECKPOINT
+        if known is None:
+            raise
+        hint = f"; --resume goes on from {checkpoint}, with fewer workers too" if checkpoint.exists() else ""
+        raise type(known)(f"{known}{hint}") from error

@@ -1,0 +1,27 @@
+"""What torch says where memory is short or a decoding process was killed, as one line that says what to do."""
+
+from __future__ import annotations
+
+import re
+
+_LOST = re.compile(
+    r"DataLoader worker \(pid(?:\(s\))? [\d, ]+\) (?:is killed by signal: ([\w ]+)|exited unexpectedly)"
+)
+_SHORT = re.compile(r"can't allocate memory|out of memory|Caught MemoryError|ALLOC_FAILED")
+_ASKED = re.compile(r"tried to allocate ([\d.,]+ \w+)", re.IGNORECASE)
+
+
+def explained(error: RuntimeError | MemoryError) -> OSError | MemoryError | None:
+    """The same error in one line; None if it is another one. By torch's words: it has kinds for few of them."""
+    text = str(error)
+    if lost := _LOST.search(text):
+        lost = (
+            _LOST.search(str(error.__cause__)) or lost
+        )  # of one that "exited unexpectedly" it knows the signal
+        how = f"was killed ({lost[1].strip()})" if lost[1] else "has ended"
+        return OSError(f"a process that decodes images {how}: if memory is short, fewer workers need less")
+    if not _SHORT.search(text):
+        return None
+    asked = _ASKED.search(text)
+    what = f"torch asked for {asked[1]}" if asked else "torch got no more"
+    return MemoryError(f"{what}; smaller batches, images, embeddings or banks need less, and fewer workers")
