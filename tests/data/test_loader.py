@@ -80,7 +80,7 @@ def test_training_batches(cache: module.CacheKind, kind: AugmentKind) -> None:
         assert not torch.equal(first, later)
 
 
-@pytest.mark.parametrize("kind", ["photo", "drawing"])
+@pytest.mark.parametrize("kind", ["photo", "crop", "drawing"])
 def test_workers_change_nothing(kind: AugmentKind) -> None:
     broken = make_table(broken=(3, 7))
     alone, helped = (StreamingBatches(broken, 16, Augment(kind), 16, n, max_unreadable=0.5) for n in (0, 2))
@@ -115,6 +115,26 @@ def test_streamed_evaluation_cuts_the_centre_of_a_larger_image() -> None:
     assert torch.equal(batch.images, whole[:, :, 2:14, 2:14])
     with pytest.raises(ValueError, match="needs a stream"):
         open_images(make_table(), 12, Augment("photo"), resize_size=16, cache="memory")
+
+
+def test_crops_are_cut_from_the_whole_image() -> None:
+    gradient = np.broadcast_to(
+        np.linspace(0, 255, 200, dtype=np.uint8), (100, 200)
+    )  # left dark, right bright
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(gradient)).save(file, "png")
+    table = make_table()
+    table = ImageTable(BytesImages([file.getvalue()] * 24), table.paths, table.labels, table.classes)
+    batches = open_images(table, 16, Augment("crop"))
+    assert isinstance(batches, StreamingBatches)
+    images = torch.cat([b.images for b in take(batches, 12)])[:, 0] * 0.25 + 0.5  # (72, 16, 16)
+    assert images.min() < 0.15 and images.max() > 0.85, "a centre crop would end at 0.25 and 0.75"
+    falls = images[:, 8, 0] > images[:, 8, -1]
+    assert 0.3 < falls.float().mean() < 0.7, "half are flipped"
+    whole = torch.cat([b.images for b in batches.evaluate()])
+    assert torch.equal(whole[0], whole[1]), "not in evaluation"
+    with pytest.raises(ValueError, match="crops of whole images need a stream"):
+        open_images(table, 16, Augment("crop"), cache="memory")
 
 
 @pytest.mark.parametrize("cache", ["memory", "stream"])
@@ -167,7 +187,8 @@ def test_streaming_puts_another_of_the_class_in_an_unreadable_images_place(
 
 @pytest.mark.parametrize("of", [2, 4, 7])
 @pytest.mark.parametrize(
-    ("cache", "kind"), [("memory", "photo"), ("stream", "photo"), ("stream", "drawing"), ("stream", "none")]
+    ("cache", "kind"),
+    [("memory", "photo"), ("stream", "photo"), ("stream", "crop"), ("stream", "drawing"), ("stream", "none")],
 )
 def test_the_shares_of_a_batch_are_the_batch(cache, kind, of: int) -> None:
     """Unreadable images with them, batches that cannot be shared evenly, and processes with nothing to do."""

@@ -249,7 +249,7 @@ def test_a_run_that_ended_in_too_many_unreadable_images_is_finished(table, setti
     images = [table.images.images.read(i) for i in range(len(table))]
     images[min(set(range(96)) - seen)] = b"no image"
     broken = replace(table, images=BytesImages(images))
-    with pytest.raises(ValueError, match="1 of the 96 images seen are unreadable"):
+    with pytest.raises(ValueError, match="1 of 96 images are unreadable"):
         train(broken, settings(**options), tmp_path / "run")
     log = log_of(tmp_path / "run")
     assert train(broken, settings(**options, max_unreadable=0.1), tmp_path / "run", resume=True)["steps"] == 2
@@ -803,7 +803,7 @@ def test_unreadable_images_of_a_frozen_backbone(table, settings, published, tmp_
     broken = replace(table, images=BytesImages(images))
     options = {"backbone": "resnet10t", "weights": str(published), "image_size": 32, "cache": "stream"}
     with pytest.raises(
-        ValueError, match="2 of the 96 images seen are unreadable, more than the share of 0.01"
+        ValueError, match="2 of 96 images are unreadable, more than the share of 0.01"
     ):
         train(broken, settings(freeze_backbone=True, validation=0, **options), tmp_path / "refused")
     train(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-AugmentKind = Literal["photo", "drawing", "none"]
+AugmentKind = Literal["photo", "crop", "drawing", "none"]
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as torchvision's greyscale
 
@@ -22,13 +22,14 @@ class Augment:
     "drawing": rotation by at most 12 degrees, scale 0.8 to 1.2, shear up to 0.15, shift by at most 10 %; the
     border is repeated outwards; no flip, since a mirrored letter is another letter. "photo": a random crop of
     60 to 100 % of the area, sides 3:4 to 4:3, resized back, flipped with probability 1/2, brightness,
-    contrast and saturation scaled by 0.7 to 1.3. "none": only normalised, (x / 255 - mean) / std, which needs
-    no generator.
+    contrast and saturation scaled by 0.7 to 1.3. "crop": 20 to 100 % of the whole image's area, half of them flipped,
+    cut at its full resolution as it is decoded (`stream`); here as "none": only normalised, (x / 255 - mean) / std,
+    which needs no generator.
 
     The parameters are drawn on the generator's device, so that a seed means the same on every device.
 
     Args:
-        kind: "photo", "drawing" or "none".
+        kind: "photo", "crop", "drawing" or "none".
         mean, std: of each of the three channels, for pixels in [0, 1].
 
     Raises:
@@ -60,7 +61,7 @@ class Augment:
         """
         assert images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] in (1, 3)
         pixels = images.float()
-        if self.kind != "none" and len(images):
+        if self.kind in ("photo", "drawing") and len(images):
             assert generator is not None, "augmentation needs a generator"
             affine = _drawing_affine if self.kind == "drawing" else _crop_affine
             places = torch.arange(len(images)) if places is None else places

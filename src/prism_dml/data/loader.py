@@ -191,6 +191,7 @@ class StreamingBatches:
             self.size,
             self.resize_size,
             seed,
+            crop=augment.kind == "crop",
             workers=self.workers,
             unreadable=self.unreadable,
             pin_memory=self.device.type == "cuda",
@@ -223,7 +224,8 @@ def open_images(
         augment: augmentation of training batches, mean and std of all.
         workers: processes that decode streamed images.
         max_unreadable: share in [0, 1] of unreadable images that is put up with.
-        cache: "memory", "stream", or "auto": memory up to 128 pixels if half of the machine's memory suffices.
+        cache: "memory", "stream", or "auto": memory up to 128 pixels if half of the machine's memory suffices. "crop",
+            which is cut out of whole images, is for streamed ones only.
         device: where batches go.
         resize_size: short side before the centre is cut out in evaluation, at least S; None: S. More than S (256 for
             224 pixels is usual) is only for streamed images.
@@ -238,12 +240,14 @@ def open_images(
     device = torch.device(device)
     resize_size = size if resize_size is None else resize_size
     if cache == "auto":
-        small = size <= LARGEST_CACHED and resize_size == size
+        small = size <= LARGEST_CACHED and resize_size == size and augment.kind != "crop"
         cache = "memory" if small and fits_in_memory(table, size, copies) else "stream"
     if cache == "memory" and resize_size != size:
         raise ValueError(
             f"images in memory have resize_size {size}, their size; {resize_size} needs a stream"
         )
+    if cache == "memory" and augment.kind == "crop":
+        raise ValueError("crops of whole images need a stream: there are only squares in memory")
     if cache == "memory":
         images, readable = load_images(table, size, max_unreadable, progress)
         table = table if len(readable) == len(table) else table.select(readable)

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms import v2
 
 from prism_dml.data.cache import Unreadable
 from prism_dml.data.decode import read_image, square
@@ -61,6 +62,7 @@ def stream(
     size: int,
     resize_size: int,
     seed: int | None,
+    crop: bool,
     workers: int,
     unreadable: Unreadable,
     pin_memory: bool = False,
@@ -73,7 +75,8 @@ def stream(
         order: steps and the (B,) sample numbers of their batches.
         size: side S of the images.
         resize_size: short side before the centre is cut out, at least S.
-        seed: of the stand-ins for unreadable images; None: evaluation, which has none.
+        seed: of crops and of the stand-ins for unreadable images; None: evaluation, which has neither.
+        crop: cut random crops, half of them flipped, out of the whole images, not their centre.
         workers: number of processes; 0: this one.
         unreadable: what is known of unreadable images already, and will be from here.
         pin_memory: put batches into page-locked memory.
@@ -86,7 +89,7 @@ def stream(
         ValueError: too many images are unreadable, or all of them.
         StoreError: the store of the images failed.
     """
-    decoder = _Decoder(table, size, resize_size, seed, share)
+    decoder = _Decoder(table, size, resize_size, seed, crop, share)
     source, missing = table.images, set[int]()
     # One item is one whole batch, so its content cannot depend on which worker makes it.
     loader = DataLoader(
@@ -117,13 +120,16 @@ class _Decoder(Dataset[tuple[Decoded, dict[int, str]] | StoreError]):
     """What a worker does: a step to its images and the errors of unreadable samples; or why the store failed."""
 
     def __init__(
-        self, table: ImageTable, size: int, resize_size: int, seed: int | None, share: Share
+        self, table: ImageTable, size: int, resize_size: int, seed: int | None, crop: bool, share: Share
     ) -> None:
+        assert seed is not None or not crop
         self.table = table
         self.size = size
         self.resize_size = resize_size
         self.seed = seed
         self.share = share
+        flip = v2.RandomHorizontalFlip()
+        self.crop = v2.Compose([v2.RandomResizedCrop(size, scale=(0.2, 1.0)), flip]) if crop else None
 
     def __getitem__(self, item: Step) -> tuple[Decoded, dict[int, str]] | StoreError:
         try:
@@ -137,14 +143,14 @@ class _Decoder(Dataset[tuple[Decoded, dict[int, str]] | StoreError]):
         own = self.share.places(len(indices))
         fetch_images(self.table.images, indices[own.start : own.stop])
         for place in own:
-            for i in self._candidates(int(indices[place]), step, place):
+            rng = np.random.default_rng((self.seed or 0, step, place))
+            for i in self._candidates(int(indices[place]), rng):
                 try:
                     image = read_image(self.table, i)
                 except ValueError as error:
                     failures[i] = str(error)
                     continue
-                pixels = F.pil_to_tensor(square(image, self.resize_size))
-                images.append(F.center_crop(pixels, [self.size, self.size]))
+                images.append(self._transform(image, rng))
                 index.append(i)
                 places.append(place)
                 break
@@ -152,10 +158,22 @@ class _Decoder(Dataset[tuple[Decoded, dict[int, str]] | StoreError]):
         numbers, at = (torch.tensor(column, dtype=torch.int64) for column in (index, places))
         return Decoded(step, batch, numbers, at, len(indices)), failures
 
-    def _candidates(self, wanted: int, step: int, place: int) -> Iterator[int]:
+    def _candidates(self, wanted: int, rng: np.random.Generator) -> Iterator[int]:
         """The sample that is wanted, then, in training, others of its class."""
         yield wanted
         if self.seed is not None:
-            rng = np.random.default_rng((self.seed, step, place))
             mates = np.flatnonzero(self.table.labels == self.table.labels[wanted])
             yield from rng.permutation(mates[mates != wanted])[:STAND_INS].tolist()
+
+    def _transform(self, image: Image, rng: np.random.Generator) -> Tensor:
+        """An RGB image to (3, S, S) uint8."""
+        pixels: Tensor
+        if self.crop is None:
+            pixels = v2.functional.pil_to_tensor(square(image, self.resize_size))
+            pixels = v2.functional.center_crop(pixels, [self.size, self.size])
+            return pixels
+        # torchvision draws from the global generator, which is lent to it and left as it was.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(rng.integers(2**63)))
+            pixels = v2.functional.pil_to_tensor(self.crop(image))
+            return pixels

@@ -22,8 +22,9 @@ class TrainConfig(MethodConfig):
             first step. Minutes in the place of hours where there is no GPU; needs pretrained or weights.
         embedding_dim: Number of an embedding's components.
         image_size: Side of the images in pixels; null: 48 for "small", else what the backbone was made for.
-        augment: photo (crops of 60 to 100 % of the area, flips, colours), drawing (affine, no flip: letters, symbols),
-            or none; alike for images in memory and streamed ones.
+        augment: photo (crops of 60 to 100 % of the area, flips, colours), drawing (affine, no flip: letters, symbols)
+            or none, alike for images in memory and streamed ones; or crop (20 to 100 % of the whole image, before it is
+            cut square, and flips), for streamed ones only.
         steps: Number of updates, at least 1.
         classes_per_batch: Classes in a batch (P).
         samples_per_class: Samples of each class in a batch (K); a batch has P x K images.
@@ -54,7 +55,7 @@ class TrainConfig(MethodConfig):
     freeze_backbone: bool = False
     embedding_dim: int = 128
     image_size: int | None = None
-    augment: Literal["photo", "drawing", "none"] = "photo"
+    augment: Literal["photo", "crop", "drawing", "none"] = "photo"
     steps: int = 2000
     classes_per_batch: int = 16
     samples_per_class: int = 4

@@ -15,9 +15,8 @@ def explained(error: RuntimeError | MemoryError) -> OSError | MemoryError | None
     """The same error in one line; None if it is another one. By torch's words: it has kinds for few of them."""
     text = str(error)
     if lost := _LOST.search(text):
-        lost = (
-            _LOST.search(str(error.__cause__)) or lost
-        )  # of one that "exited unexpectedly" it knows the signal
+        # Of one that "exited unexpectedly" the cause may know the signal.
+        lost = _LOST.search(str(error.__cause__)) or lost
         how = f"was killed ({lost[1].strip()})" if lost[1] else "has ended"
         return OSError(f"a process that decodes images {how}: if memory is short, fewer workers need less")
     if not _SHORT.search(text):
