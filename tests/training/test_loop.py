@@ -802,9 +802,7 @@ def test_unreadable_images_of_a_frozen_backbone(table, settings, published, tmp_
     images[3] = images[17] = b"no image"
     broken = replace(table, images=BytesImages(images))
     options = {"backbone": "resnet10t", "weights": str(published), "image_size": 32, "cache": "stream"}
-    with pytest.raises(
-        ValueError, match="2 of 96 images are unreadable, more than the share of 0.01"
-    ):
+    with pytest.raises(ValueError, match="2 of 96 images are unreadable, more than the share of 0.01"):
         train(broken, settings(freeze_backbone=True, validation=0, **options), tmp_path / "refused")
     train(
         broken, settings(freeze_backbone=True, validation=0, max_unreadable=0.1, **options), tmp_path / "run"

@@ -1,11 +1,13 @@
 """What can be set about a training run; imports nothing heavy, so that the command line answers at once."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 from prism_dml.methods.config import MethodConfig
 
 Precision = Literal["32-true", "bf16-mixed"]
+Tracking = Literal["none", "tensorboard", "wandb"]
 
 _LARGEST = 1e37  # an optimiser multiplies rates by up to ten, and float32 ends at 3.4e38
 
@@ -38,6 +40,8 @@ class TrainConfig(MethodConfig):
             validated on that, whatever the share above 0.
         validate_every: Steps from one validation to the next.
         log_every: Steps from one line of metrics.jsonl to the next.
+        track: Where these lines go as well: tensorboard (RUN/tensorboard) or wandb (Weights & Biases, project "prism");
+            pip install 'prism-dml[tensorboard]' or 'prism-dml[wandb]'.
         checkpoint_every: Steps from one checkpoint to the next.
         max_bad_steps: A step whose loss or gradient is not finite is left out; so many in a row end the run.
         max_unreadable: Share of images in [0, 1) that may be unreadable before the command gives up.
@@ -67,6 +71,7 @@ class TrainConfig(MethodConfig):
     validation: float = 0.1
     validate_every: int = 250
     log_every: int = 50
+    track: Tracking = "none"
     checkpoint_every: int = 250
     max_bad_steps: int = 10
     max_unreadable: float = 0.01
@@ -102,6 +107,8 @@ class TrainConfig(MethodConfig):
             raise ValueError(f"classes_per_batch must be at least 2, not {self.classes_per_batch}")
         if self.similarity == "vmf" and self.embedding_dim < 4:
             raise ValueError(f'similarity "vmf" needs embedding_dim of at least 4, not {self.embedding_dim}')
+        if self.track != "none" and find_spec(self.track) is None:
+            raise ValueError(f"{self.track} is not installed: pip install 'prism-dml[{self.track}]'")
         if self.freeze_backbone:
             if not self.pretrained and self.weights is None:
                 raise ValueError(

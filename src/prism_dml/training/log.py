@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from prism_dml.training.config import Tracking
+from prism_dml.training.track import Tracker, open_tracker
+
 
 class Log:
     """metrics.jsonl, cut back to what had been written at the checkpoint that a run goes on from.
@@ -13,10 +16,11 @@ class Log:
     Args:
         path: the file.
         keep_bytes: length of what stays; 0 starts anew.
+        tracker: gets each record, too, until the log is left.
     """
 
-    def __init__(self, path: Path, keep_bytes: int = 0) -> None:
-        self.path = path
+    def __init__(self, path: Path, keep_bytes: int = 0, tracker: Tracker | None = None) -> None:
+        self.path, self.tracker = path, tracker
         with path.open("ab") as file:
             file.truncate(min(keep_bytes, file.tell()))  # a longer one would be filled up with zeros
 
@@ -28,17 +32,31 @@ class Log:
                 file.write(json.dumps(known) + "\n")
         except OSError as error:  # a full disk does not say which file it was
             raise OSError(f"{self.path} cannot be written: {error.strerror or error}") from error
+        if self.tracker is not None:
+            self.tracker.write(known)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.tracker is not None:
+            self.tracker.close()
 
     def size(self) -> int:
         """Bytes written so far."""
         return self.path.stat().st_size
 
 
+def open_log(out: Path, keep_bytes: int, track: Tracking, settings: dict[str, Any], step: int) -> Log:
+    """The log of the run in a folder, which goes on after so many steps; see `Log` and `open_tracker`."""
+    return Log(out / "metrics.jsonl", keep_bytes, open_tracker(track, out, settings, step))
+
+
 class NoLog(Log):
     """What processes other than the first write to."""
 
     def __init__(self) -> None:
-        pass
+        self.tracker = None
 
     def write(self, record: dict[str, Any]) -> None:
         """Nothing."""

@@ -23,7 +23,7 @@ from prism_dml.training.checkpoint import load_checkpoint, read_notes, save_chec
 from prism_dml.training.config import TrainConfig
 from prism_dml.training.guard import Guard
 from prism_dml.training.launch import launch
-from prism_dml.training.log import Log, NoLog
+from prism_dml.training.log import NoLog, open_log
 from prism_dml.training.measure import embed_all, validate
 from prism_dml.training.progress import RunProgress
 from prism_dml.training.ranks import Ranks, is_launched, join, kind_of_device, one_line_if_lost
@@ -156,11 +156,11 @@ def _train(
             notes = {"settings": settings, "step": step, "best": best, "log_bytes": log.size()}
             save_checkpoint(out, states, optimizer, notes)
 
-    log = Log(out / "metrics.jsonl", log_bytes) if ranks.first else NoLog()
+    log = open_log(out, log_bytes, config.track, settings, start) if ranks.first else NoLog()
     batches = sources.batches(sampler, method.draw_weights(), config.seed, start, ranks)
     steps = config.steps * method.rounds
     look_every = method.look_every(sampler.num_batches, config.steps)
-    with StopRequest() as stop, RunProgress(config.method, steps, start, ranks.first) as show:
+    with StopRequest() as stop, log, RunProgress(config.method, steps, start, ranks.first) as show:
         for step in range(start, steps):
             with repeatable(fabric.device):
                 if step % config.steps == 0:

@@ -25,9 +25,11 @@ LOCK = ".lock"
 WAIT = 10.0
 """Seconds in which the decoding processes of a killed run notice that it is gone, which may hold its lock too."""
 
-WITHOUT_EFFECT = {"devices", "shard_bank", "workers", "max_unreadable", "checkpoint_every", "max_bad_steps"}
-"""Settings of which a run may go on with others: they are of who computes, what is kept on the way and when a run gives
-up, not of what is learned."""
+WITHOUT_EFFECT = {
+    "devices", "shard_bank", "workers", "max_unreadable", "checkpoint_every", "max_bad_steps", "track",
+}  # fmt: skip
+"""Settings of which a run may go on with others: they are of who computes, what is kept on the way, who is told of it,
+and when a run gives up, not of what is learned."""
 
 
 def refuse_other_run(out: Path, resume: bool) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import uuid
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-Tracking = Literal["none", "tensorboard", "wandb"]
+from prism_dml.training.config import Tracking
 
 
 class Tracker(Protocol):
@@ -63,22 +63,20 @@ def open_tracker(kind: Tracking, out: Path, settings: dict[str, Any], step: int)
     """The tracker of a run, if one is asked for.
 
     Args:
-        kind: which; its package is an extra of the same name.
+        kind: which; the package of that name is installed, see `TrainConfig`.
         out: folder of the run.
         settings: of the run, JSON-able.
         step: finished steps; 0 for a new run.
 
     Raises:
-        ValueError: the package is not installed, or cannot be set up: no account, no network.
+        ValueError: it cannot be set up: no account, no network.
     """
     try:
         if kind == "tensorboard":
             return _TensorBoard(out, step)
         return _WandB(out, settings) if kind == "wandb" else None
-    except ImportError as error:
-        raise ValueError(f"track: {kind} is not installed: pip install 'prism-dml[{kind}]'") from error
-    except Exception as error:  # what wandb raises is its own, and not an OSError even without a network
-        raise ValueError(f"track: {kind} cannot be set up: {error}") from error
+    except Exception as error:  # what wandb raises is its own, and no OSError even without a network
+        raise ValueError(f"{kind} cannot be set up: {error}") from error
 
 
 def _numbers(record: dict[str, Any]) -> dict[str, float]:
