@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0's ImageNet weights for `prism benchmark pretrained/...` and `frozen/...`, where no model hub can be reached.
+"""ImageNet weights of EfficientNet-Lite0 for `prism benchmark pretrained/...` and `frozen/...`, without a model hub.
 
     python benchmarks/imagenet_weights.py --out "$PRISM_DATA"
 
