@@ -187,9 +187,8 @@ def _train(
                     fabric.backward(loss)
             if learned:  # else there is nothing to learn from: no update, nothing remembered
                 ranks.average_gradients(method)
-            if guard.accepts(
-                loss if learned else None, step + 1
-            ):  # else it is left out, as if it had not been
+            # A bad step is left out, as if it had not been.
+            if guard.accepts(loss if learned else None, step + 1):
                 if learned:
                     optimizer.step()
                     method.on_update()
