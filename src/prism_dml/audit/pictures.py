@@ -80,7 +80,7 @@ def plot_clean_probability(
     axes.set_xlabel(f"{score_name}  (low = suspicious)")
     axes.set_ylabel("Training images")
     axes.set_xlim(low, high)
-    axes.legend(frameon=False)
+    axes.legend(framealpha=1, edgecolor="none")  # or the threshold runs through its words
     _write(figure, out)
 
 
