@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+logger = logging.getLogger("prism_dml")
+
+LOCK = ".lock"
+"""In a folder that is held, and left there: removed, one process could lock it and the next make it anew."""
 
 
 @contextmanager
@@ -54,6 +62,35 @@ def _beside(path: Path, mark: str) -> Iterator[tuple[Path, Path]]:
     finally:
         with suppress(OSError):  # its folder may be a file; what went wrong is said above
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(folder: Path, who: str, wait: float = 0.0) -> Iterator[None]:
+    """Keep others out of a folder, for whom the system makes room however this process ends.
+
+    Args:
+        folder: it is there.
+        who: may be there already, in words.
+        wait: seconds for them to go.
+
+    Raises:
+        ValueError: they are still there.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=wait)
+    except Timeout:
+        raise ValueError(
+            f"{who} is at work in {folder} and holds its {LOCK}: wait for it, or take another folder"
+        ) from None
+    except (OSError, RuntimeError) as error:  # a file system without locks, of which a cluster may have one
+        logger.warning(
+            "%s cannot be locked: let nothing else write to %s (%s)", lock.lock_file, folder, error
+        )
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def at_home(path: str | Path) -> Path:

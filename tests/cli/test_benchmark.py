@@ -66,7 +66,7 @@ def test_one_process_at_a_time_in_a_folder(prism, image_folder, tmp_path):
     with FileLock(out / ".lock"):
         code, _, said = prism("benchmark", protocol, "--out", out, "--data-root", image_folder.parent)
     assert code == 2 and said.splitlines() == [
-        f"prism: error: another process is at work in {out}: wait for it, or take another folder"
+        f"prism: error: another process is at work in {out} and holds its .lock: wait for it, or take another folder"
     ]
     assert not (out / "results.jsonl").exists()
 

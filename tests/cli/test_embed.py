@@ -1,6 +1,7 @@
 import json
 import resource
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -137,6 +138,14 @@ def test_a_place_that_cannot_be_written_to_is_found_before_the_work(
         f"prism: error: {out} cannot be written: {tmp_path / 'file'} is no folder\n",
     )
     (tmp_path / "e.npz").write_text("mine, too")
+
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "touch", refused)
+        status, _, error = prism("embed", run_folder, image_folder, "--out", tmp_path / "e.npz")
+    assert status == 2 and "e.npz cannot be written: Permission denied" in error
     status, _, error = prism("embed", run_folder, image_folder, "--out", tmp_path / "e.npz")
     assert (status, error) == (2, "prism: error: embedding\n")
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {

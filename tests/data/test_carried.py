@@ -54,6 +54,19 @@ def test_new_columns_stand_behind_the_others(tmp_path):
     )
 
 
+@pytest.mark.parametrize("end", [".csv", ".parquet"])
+def test_what_is_said_of_a_label_does_not_outlive_it(end, tmp_path):
+    """Without the truth is_noisy would be of the labels as they were."""
+    (tmp_path / "list.csv").write_text("path,label,is_noisy,note\na.png,a,True,1\nb.png,b,False,2\n")
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(name.encode())
+    write_table(read_table(tmp_path / "list.csv"), tmp_path / f"out{end}")
+    names = (
+        cells(tmp_path / "out.csv")[0] if end == ".csv" else pq.read_schema(tmp_path / "out.parquet").names
+    )
+    assert "note" in names and "label" in names and "is_noisy" not in names
+
+
 def test_a_list_becomes_parquet(listed, tmp_path, caplog):
     write_table(read_table(listed), tmp_path / "out.parquet", listed)
     rows = pq.read_table(tmp_path / "out.parquet")
@@ -96,6 +109,12 @@ def test_parquet_keeps_its_columns_with_their_types(tmp_path):
     }
     (tmp_path / "in").mkdir()
     shard(tmp_path / "in" / "0.parquet", range(30), **others)
+    schema = pq.read_schema(tmp_path / "in" / "0.parquet")
+    place = schema.get_field_index("bytes")  # missing in the other, so that it must not stay as it is
+    strict = schema.set(place, schema.field(place).with_nullable(False))
+    pq.write_table(
+        pq.read_table(tmp_path / "in" / "0.parquet").cast(strict), tmp_path / "in" / "0.parquet", 10
+    )
     shard(tmp_path / "in" / "1.parquet", range(30, 50), kind=pa.nulls(20), late=["z"] * 20)
     table = read_table(tmp_path / "in")
     order = np.random.default_rng(0).permutation(50)[:45]

@@ -44,6 +44,17 @@ def make_parquet(tmp_path):
     return tmp_path / "e.parquet"
 
 
+def test_nothing_that_is_said_of_the_old_labels_stays(tmp_path):
+    rows = pa.table(
+        {name: COLUMNS[name] for name in ("path", "label", "embedding")} | {"is_noisy": [True] * 3}
+    )
+    said = {"huggingface": '{"info": {"features": {"label": {"_type": "ClassLabel", "names": ["x"]}}}}'}
+    pq.write_table(rows.replace_schema_metadata(said), tmp_path / "e.parquet")
+    write_relabelled(corrected(tmp_path / "e.parquet"), tmp_path / "out.parquet", tmp_path / "e.parquet")
+    schema = pq.read_schema(tmp_path / "out.parquet")
+    assert schema.names == ["path", "label", "embedding"] and not schema.metadata
+
+
 def make_npz(tmp_path):
     np.savez(tmp_path / "e.npz", embeddings=VECTORS, labels=[1, 2, 1])
     return tmp_path / "e.npz"

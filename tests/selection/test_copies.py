@@ -52,7 +52,7 @@ def test_right_labels_of_products_with_few_photographs_many_times_each(
     assert found[wrong].mean() > 0.95 and found[~wrong].mean() <= most
 
 
-@pytest.mark.parametrize(("photos", "times"), [(15, 2), (10, 3)])
+@pytest.mark.parametrize(("photos", "times"), [(15, 2), (10, 3), (8, 5)])
 def test_copies_that_share_a_wrong_label_do_not_vouch_for_each_other(photos: int, times: int) -> None:
     embeddings, truth = drawn(8, photos, spread=0.15)
     labels = some_wrong(truth, 0.3)

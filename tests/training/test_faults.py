@@ -307,7 +307,7 @@ def test_a_file_system_without_locks(folder: Path, whole, tmp_path: Path, monkey
 
     monkeypatch.setattr(FileLock, "acquire", acquire)
     train(folder, CONFIG, tmp_path / "run")
-    assert "cannot be locked: let no other run write to" in caplog.text
+    assert "cannot be locked: let nothing else write to" in caplog.text
     assert left_behind(tmp_path / "run") == {name: data for name, data in whole.items() if name != ".lock"}
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from prism_dml.models import Embedder
 from prism_dml.selection import PRISM
 from prism_dml.training.guard import Guard
 
@@ -91,3 +92,13 @@ def test_counts_are_state(model) -> None:
     guard.accepts(model.step(torch.randn(6, 3), math.nan), 1)
     other.load_state_dict(guard.state_dict())
     assert (other.skipped, other.in_a_row) == (1, 1)
+
+
+def test_a_copy_of_a_network_has_no_guard_of_its_own() -> None:
+    """With it would come all that the guard knows, the backbone's weights among it."""
+    method = nn.Module()
+    method.embedder = Embedder(embedding_dim=4)
+    guard = Guard(method, 1)
+    copied = method.embedder.mapped(torch.eye(4))
+    copied.train()(torch.zeros(2, 3, 48, 48))
+    assert len(guard._embeddings) == 1, "it is the same guard that looks"

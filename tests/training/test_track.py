@@ -1,6 +1,7 @@
 """The log of a run in TensorBoard and in Weights & Biases, whose client has a stand-in here: it wants an account."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,7 +87,7 @@ def test_weights_and_biases_gets_the_log_and_goes_on_with_its_run(
     assert as_pairs(client.records) == as_pairs(logged(out))
 
 
-def test_what_cannot_be_tracked_is_said_at_once(
+def test_what_cannot_be_tracked_is_one_line(
     table, settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None)
@@ -100,3 +101,48 @@ def test_what_cannot_be_tracked_is_said_at_once(
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=no_account))
     with pytest.raises(ValueError, match="wandb cannot be set up: api_key not configured"):
         train(table, settings(track="wandb", steps=2), tmp_path / "run")
+
+
+@pytest.mark.parametrize("fails", ["log", "finish"])
+def test_a_tracker_that_fails_does_not_end_the_run(
+    fails: str,
+    table,
+    settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no connection")
+
+    client = Client()
+    setattr(client, f"_{fails}", failing)
+    monkeypatch.setitem(sys.modules, "wandb", client)
+    monkeypatch.setattr(module, "find_spec", lambda name: name)
+    result = train(table, settings(steps=4, log_every=2, track="wandb"), tmp_path / "run")
+    assert result["steps"] == 4 and {line["step"] for line in logged(tmp_path / "run")} >= {2, 4}
+    (said,) = [message for message in caplog.messages if "no connection" in message]
+    assert "from here on the log goes to" in said
+
+
+def test_a_run_begun_anew_is_another_run(
+    table, settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that came to no checkpoint leaves nothing that the next one in its folder goes on with."""
+    client, out = Client(), tmp_path / "run"
+    monkeypatch.setitem(sys.modules, "wandb", client)
+    monkeypatch.setattr(module, "find_spec", lambda name: name)
+    options = {"steps": 6, "log_every": 1, "checkpoint_every": 6, "validate_every": 6}
+    for track in ("wandb", "tensorboard"):
+        stopped_after(table, settings(**options, track=track), out, 3)
+    train(table, settings(**options, track="wandb"), out)
+    first, second = client.started
+    assert first["id"] != second["id"]
+    shutil.rmtree(out)
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    options |= {"log_every": 2}
+    stopped_after(table, settings(**options | {"log_every": 1}, track="tensorboard"), out, 3)
+    train(table, settings(**options, track="tensorboard"), out)
+    shown = events.EventAccumulator(str(out / "tensorboard"))
+    shown.Reload()
+    assert [event.step for event in shown.Scalars("loss")] == [2, 4, 6]

@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from prism_dml.benchmark.frozen import VECTORS
 from prism_dml.benchmark.jobs import Choice, Job, Place, all_tuning_jobs, choose, grid_jobs, once, tuning_jobs
 from prism_dml.benchmark.plots import draw_plots
@@ -20,9 +18,10 @@ from prism_dml.benchmark.results import Record, append_record, done, failed, rea
 from prism_dml.benchmark.table import Facts, write_table
 from prism_dml.benchmark.tables import resolve
 from prism_dml.benchmark.worker import Slot
+from prism_dml.files import held
 from prism_dml.training.stop import StopRequest
 
-RESULTS, TABLE, PLOTS, WORK, LOCK = "results.jsonl", "table.md", "plots", "unfinished", ".lock"
+RESULTS, TABLE, PLOTS, WORK = "results.jsonl", "table.md", "plots", "unfinished"
 
 
 class BenchmarkStopped(KeyboardInterrupt):
@@ -79,18 +78,9 @@ class Comparison:
             for path in filter(None, (data.path, data.test, weights)):
                 if not resolve(path, data_root).exists():
                     raise ValueError(f"data set {data.name}: there is no {resolve(path, data_root)}")
-        lock = FileLock(self.out / LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise ValueError(
-                f"another process is at work in {self.out}: wait for it, or take another folder"
-            ) from None
-        try:
+        with held(self.out, "another process"):
             self.records = read_records(self.out / RESULTS)  # another may have gone on since
             self._do(slots, data_root, announce, progress)
-        finally:
-            lock.release()
         return self.counts()
 
     def _do(

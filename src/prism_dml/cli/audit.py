@@ -67,12 +67,12 @@ def audit(
         suggest_corrections,
         write_report,
     )
-    from prism_dml.cli.samples import holds_embeddings, of_embeddings, of_run
+    from prism_dml.cli.samples import are_embeddings, of_embeddings, of_run
     from prism_dml.data import place, refuse_input, write_corrections
 
     if data is not None:
         refuse_input(out / "issues.parquet", place(data))
-    if holds_embeddings(run_or_embeddings):
+    if are_embeddings(run_or_embeddings):
         sample_set = of_embeddings(run_or_embeddings, data, split)
     elif data is None:
         raise ValueError(f"DATA is missing: {run_or_embeddings} holds no embeddings, so images are embedded")

@@ -48,7 +48,7 @@ def index(
     import pandas as pd
 
     from prism_dml.cli.embed import embed_table, refuse_other_files
-    from prism_dml.cli.samples import holds_embeddings
+    from prism_dml.cli.samples import are_embeddings
     from prism_dml.data import holds_parts, place, read_embeddings, read_table, refuse_input
     from prism_dml.data.parts import read_job
     from prism_dml.models import load, model_checksum
@@ -59,7 +59,7 @@ def index(
         refuse_input(out / "index.json", place(data))
     about: dict[str, str] = {}
     vectors: Any
-    if holds_embeddings(run_or_embeddings):
+    if are_embeddings(run_or_embeddings):
         if split is not None:
             raise ValueError("--split needs a model: embeddings name no splits")
         found = read_embeddings(run_or_embeddings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ from numpy.typing import NDArray
 
 from prism_dml.cli.embed import embed_table
 from prism_dml.data import (
-    FileImages,
     ImageTable,
     LabelledEmbeddings,
     SelectedImages,
     fingerprint,
     holds_parts,
+    image_file,
     read_embeddings,
     read_image,
     read_table,
@@ -34,7 +35,7 @@ from prism_dml.training.sources import training_fingerprint
 logger = logging.getLogger("prism_dml")
 
 
-def holds_embeddings(source: Path) -> bool:
+def are_embeddings(source: Path) -> bool:
     """Whether what is to be looked at are embeddings with labels; else it is a model.
 
     Raises:
@@ -174,11 +175,10 @@ def _handed_over(run: Path, whole: ImageTable) -> _Known:
 def _modified(whole: ImageTable, index: NDArray[np.int64], since: float) -> NDArray[np.bool_]:
     """(M,) whether the file of an image has been modified since then, as far as images are files here; it says so."""
     later = np.zeros(len(index), dtype=bool)
-    if isinstance(whole.images, FileImages):
-        for place, i in enumerate(index):
-            file = whole.images.file(int(i))
-            # A file that is gone has the embedding that it had.
-            later[place] = isinstance(file, Path) and file.exists() and file.stat().st_mtime > since
+    for place, i in enumerate(index):
+        file = image_file(whole.images, int(i))
+        with suppress(OSError):  # one that is gone has the embedding that it had
+            later[place] = file is not None and file.stat().st_mtime > since
     if later.any():
         first = whole.paths[int(index[later.argmax()])]
         logger.warning("images modified after the run are embedded anew: %d, e.g. %s", later.sum(), first)

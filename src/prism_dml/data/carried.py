@@ -11,14 +11,7 @@ import pyarrow as pa
 
 from prism_dml.data.csv_list import COLUMNS, cells
 from prism_dml.data.row_groups import ParquetImages, open_parquet, reading
-from prism_dml.data.table import FileImages, ImageSource, IntArray, SelectedImages
-
-
-def source_rows(images: ImageSource) -> tuple[ImageSource, IntArray]:
-    """The source that images were selected from, and their numbers (N,) in it."""
-    if isinstance(images, SelectedImages):
-        return images.source, images.indices
-    return images, np.arange(len(images), dtype=np.int64)
+from prism_dml.data.table import FileImages, ImageSource, IntArray
 
 
 def list_cells(source: ImageSource) -> tuple[list[str], list[list[str]]]:
@@ -44,7 +37,7 @@ class CarriedColumns:
     fields: dict[str, pa.Field]
     """Of those that are carried."""
     left_out: list[str]
-    """Those that parquet cannot hold: of one name, or of several types."""
+    """Those that parquet cannot hold, of one name or of several types, and what may be of the labels as they were."""
     features: dict[str, Any]
     """What the Hub's `datasets` library has noted of them."""
 
@@ -73,13 +66,15 @@ class CarriedColumns:
             if name in own:
                 # A list may have a column "image" beside its paths.
                 self.left_out += [name] if repeated else []
-            elif unusable or (self._header and name in COLUMNS):
+            elif unusable or (name in COLUMNS and (self._header or name == "is_noisy")):
                 self.left_out.append(name)
             else:
                 self.fields[name] = typed[0].with_nullable(True)
 
     def take(self, rows: IntArray) -> dict[str, Any]:
         """The carried columns of the images with the numbers `rows` (N,)."""
+        if not self.fields:
+            return {}
         if not isinstance(self._source, ParquetImages):
             place = {name: self._header.index(name) for name in self.fields}
             return {name: [self._cells[row][i] for row in rows] for name, i in place.items()}
@@ -97,7 +92,8 @@ class CarriedColumns:
         assert isinstance(self._source, ParquetImages)
         if group != self._held:
             number, place = (int(value) for value in self._source.groups[group])
-            with open_parquet(self._source.files[number]) as opened, reading(self._source.files[number]):
+            file = self._source.files[number]
+            with open_parquet(file, self._source.footer(number)) as opened, reading(file):
                 here = [name for name in self.fields if name in opened.schema_arrow.names]
                 table = opened.read_row_group(place, columns=here, use_threads=False).combine_chunks()
             columns = [

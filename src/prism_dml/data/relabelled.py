@@ -11,12 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prism_dml.data.carried import source_rows
 from prism_dml.data.embeddings import SCORES, read_embeddings
 from prism_dml.data.parts import holds_parts, read_job, read_parts
 from prism_dml.data.remote import RemoteFile
 from prism_dml.data.row_groups import open_parquet
-from prism_dml.data.table import BytesImages, ImageTable, listed
+from prism_dml.data.table import BytesImages, ImageTable, listed, source_rows
 from prism_dml.data.writers import output_file, refuse_input, write_list, written_whole
 
 logger = logging.getLogger("prism_dml")
@@ -51,7 +50,7 @@ def write_relabelled(table: ImageTable, out: str | Path, file: Path) -> None:
     Args:
         table: rows of `embeddings_table(file)`, in their order, with other labels.
         out: `.csv`: path, label and the other columns that are text or numbers; or `.parquet`: the embeddings too.
-            What training found of the labels before (`SCORES`) is left out.
+            What was found of the labels before (`SCORES`; is_noisy without clean_label) is left out.
         file: the embeddings, which are not to be overwritten.
 
     Raises:
@@ -71,6 +70,8 @@ def write_relabelled(table: ImageTable, out: str | Path, file: Path) -> None:
         truth = rows.column("clean_label").cast(pa.string()).to_pylist()
         wrong = [label != true for label, true in zip(labels, truth, strict=True)]
         rows = _set(rows, "is_noisy", wrong)  # without which no clean_label may be missing
+    elif "is_noisy" in rows.column_names:
+        rows = rows.drop_columns("is_noisy")
     rows = rows.drop_columns([name for name in SCORES if name in rows.column_names])
     if target.suffix.lower() == ".parquet":
         with written_whole(target) as temporary:

@@ -115,7 +115,7 @@ class ParquetImages:
     def _hold(self, group: int, parts: Sequence[tuple[int, bytes]]) -> None:
         number, place = (int(value) for value in self.groups[group])
         file = self.files[number]
-        with open_parquet(file, self._footer(number), parts) as opened, reading(file):
+        with open_parquet(file, self.footer(number), parts) as opened, reading(file):
             rows = opened.read_row_group(place, columns=["image"], use_threads=False)
         expected = int(self.starts[group + 1] - self.starts[group])
         if rows.num_rows != expected:
@@ -125,7 +125,8 @@ class ParquetImages:
         while self._held_bytes > HELD_BYTES and len(self._held) > 1:
             self._held_bytes -= self._held.popitem(last=False)[1].nbytes
 
-    def _footer(self, number: int) -> pq.FileMetaData:
+    def footer(self, number: int) -> pq.FileMetaData:
+        """What the end of a file says of its row groups; of the files used last, it is read once."""
         if number not in self._footers:
             with open_parquet(self.files[number]) as opened:
                 self._footers[number] = opened.metadata

@@ -17,7 +17,7 @@ from prism_dml.data.cache import Unreadable
 from prism_dml.data.decode import read_image, square
 from prism_dml.data.remote import StoreError
 from prism_dml.data.sampling import WHOLE, PKSampler, Share
-from prism_dml.data.table import ImageTable, IntArray, SelectedImages, fetch_images
+from prism_dml.data.table import ImageTable, IntArray, fetch_images, source_rows
 
 STAND_INS = 8
 """So many samples of the class are tried in an unreadable image's place before the place is left empty."""
@@ -90,7 +90,7 @@ def stream(
         StoreError: the store of the images failed.
     """
     decoder = _Decoder(table, size, resize_size, seed, crop, share)
-    source, missing = table.images, set[int]()
+    (_, numbers), missing = source_rows(table.images), set[int]()
     # One item is one whole batch, so its content cannot depend on which worker makes it.
     loader = DataLoader(
         decoder,
@@ -106,7 +106,7 @@ def stream(
             raise item
         batch, failures = item
         for i, reason in failures.items():
-            unreadable.add(reason, int(source.indices[i]) if isinstance(source, SelectedImages) else i)
+            unreadable.add(reason, int(numbers[i]))
             missing.add(i)
         unreadable.judge()
         if len(missing) == len(table):  # of a selection: there would never be a batch

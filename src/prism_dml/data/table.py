@@ -248,6 +248,13 @@ def image_file(images: ImageSource, i: int) -> Path | None:
     return file if isinstance(file, Path) else None
 
 
+def source_rows(images: ImageSource) -> tuple[ImageSource, IntArray]:
+    """The source that images were selected from, and their numbers (N,) in it."""
+    if isinstance(images, SelectedImages):
+        return images.source, images.indices
+    return images, np.arange(len(images), dtype=np.int64)
+
+
 def _select_images(images: ImageSource, chosen: IntArray) -> SelectedImages:
     if isinstance(images, SelectedImages):  # selections of selections stay one step from the bytes
         return SelectedImages(images.source, images.indices[chosen])

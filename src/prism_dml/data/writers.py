@@ -15,12 +15,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prism_dml.data.carried import CarriedColumns, list_cells, source_rows
+from prism_dml.data.carried import CarriedColumns, list_cells
 from prism_dml.data.csv_list import truth_list
 from prism_dml.data.readers import has_class_folders
 from prism_dml.data.remote import RemoteFile, place
 from prism_dml.data.row_groups import ParquetImages
-from prism_dml.data.table import ImageSource, ImageTable, SelectedImages, image_file, listed
+from prism_dml.data.table import ImageSource, ImageTable, SelectedImages, image_file, listed, source_rows
 from prism_dml.files import at_home, replacing
 
 logger = logging.getLogger("prism_dml")
@@ -90,7 +90,10 @@ def _write_csv(table: ImageTable, target: Path) -> None:
     columns: list[tuple[str, Sequence[Any]]] = []
     for i, name in enumerate(header):
         key = name.strip().lower()
-        columns.append((name, own.pop(key) if key in own else [cells[row][i] for row in numbers]))
+        if key in own:
+            columns.append((name, own.pop(key)))
+        elif key != "is_noisy":  # without the truth, it may be of the labels as they were
+            columns.append((name, [cells[row][i] for row in numbers]))
     write_list([*columns, *own.items()], target)
 
 

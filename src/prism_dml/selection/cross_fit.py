@@ -182,7 +182,7 @@ def vote_odds(model: LabelModel, evidence: ClassEvidence, candidates: Candidates
 def _first_copies(labels: Tensor, similarities: Tensor, neighbours: Tensor) -> Tensor:
     """The first of each sample's copies that have its label, (N,); itself, if there are none among its neighbours.
 
-    Itself, too, where so many copies are most of what has their label: the rest is not whom to judge them by.
+    Itself, too, where so many copies are more than a third of what has their label: the rest is not whom to ask.
     """
     itself, parts = torch.arange(len(labels), device=labels.device), []
     for rows in torch.split(itself, _TOGETHER):

@@ -42,7 +42,8 @@ class Guard(nn.Module):
         self._embeddings: list[Tensor] = []  # of the step's batch
         for module in method.modules():
             if isinstance(module, Embedder):
-                module.register_forward_hook(self._look)
+                # No method of this, which would be copied with a network that is (`Embedder.mapped`).
+                module.register_forward_hook(lambda *step: self._look(*step))
 
     def remember(self) -> None:
         """Before a step: keep what scoring a batch changes."""

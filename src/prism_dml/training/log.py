@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from prism_dml.training.config import Tracking
 from prism_dml.training.track import Tracker, open_tracker
+
+logger = logging.getLogger("prism_dml")
 
 
 class Log:
@@ -32,15 +35,23 @@ class Log:
                 file.write(json.dumps(known) + "\n")
         except OSError as error:  # a full disk does not say which file it was
             raise OSError(f"{self.path} cannot be written: {error.strerror or error}") from error
-        if self.tracker is not None:
-            self.tracker.write(known)
+        self._tell("write", known)
 
     def __enter__(self) -> Log:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.tracker is not None:
-            self.tracker.close()
+        self._tell("close")
+
+    def _tell(self, what: str, *arguments: Any) -> None:
+        """To the tracker, which must not end the run: metrics.jsonl has all of it."""
+        if self.tracker is None:
+            return
+        try:
+            getattr(self.tracker, what)(*arguments)
+        except Exception as error:  # what trackers raise has no kind in common
+            logger.warning("from here on the log goes to %s alone: %s", self.path, error)
+            self.tracker = None
 
     def size(self) -> int:
         """Bytes written so far."""

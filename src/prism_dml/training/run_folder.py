@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from prism_dml.files import refuse_unwritable
+from prism_dml.files import held, refuse_unwritable
 from prism_dml.models.files import CHECKPOINT
 from prism_dml.training.config import TrainConfig
 from prism_dml.training.result import RUN, read_run
 from prism_dml.training.shortage import explained
-
-logger = logging.getLogger("prism_dml")
-
-LOCK = ".lock"
-"""In a run's folder, and left there: removed, it could be locked by one process and made anew by the next."""
 
 WAIT = 10.0
 """Seconds in which the decoding processes of a killed run notice that it is gone, which may hold its lock too."""
@@ -63,20 +55,9 @@ def holding(out: Path, resume: bool) -> Iterator[None]:
         OSError: one line, if the folder cannot be written to.
     """
     refuse_unwritable(out / RUN)
-    lock = FileLock(out / LOCK)
-    try:
-        lock.acquire(timeout=WAIT)
-    except Timeout:
-        raise ValueError(
-            f"another run is at work in {out} and holds {out / LOCK}: wait for it, or take another folder"
-        ) from None
-    except (OSError, RuntimeError) as error:  # a file system without locks, of which a cluster may have one
-        logger.warning("%s cannot be locked: let no other run write to %s (%s)", out / LOCK, out, error)
-    try:
+    with held(out, "another run", WAIT):
         refuse_other_run(out, resume)  # another may have ended meanwhile
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager

@@ -25,7 +25,7 @@ class _TensorBoard:
 
     def __init__(self, out: Path, step: int) -> None:
         writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
-        self._writer = writer(str(out / "tensorboard"), purge_step=step + 1 if step else None)
+        self._writer = writer(str(out / "tensorboard"), purge_step=step + 1)
 
     def write(self, record: dict[str, Any]) -> None:
         for name, value in _numbers(record).items():
@@ -36,12 +36,12 @@ class _TensorBoard:
 
 
 class _WandB:
-    """A run of Weights & Biases, gone on with if its number is in RUN/wandb-id."""
+    """A run of Weights & Biases; its number is in RUN/wandb-id, by which it is gone on with."""
 
-    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, out: Path, settings: dict[str, Any], step: int) -> None:
         wandb = importlib.import_module("wandb")
         number = out / "wandb-id"
-        if not number.exists():
+        if step == 0 or not number.exists():  # one may be of a run that came to no checkpoint
             number.write_text(uuid.uuid4().hex, encoding="utf-8")
         self._run = wandb.init(
             project="prism",
@@ -74,7 +74,7 @@ def open_tracker(kind: Tracking, out: Path, settings: dict[str, Any], step: int)
     try:
         if kind == "tensorboard":
             return _TensorBoard(out, step)
-        return _WandB(out, settings) if kind == "wandb" else None
+        return _WandB(out, settings, step) if kind == "wandb" else None
     except Exception as error:  # what wandb raises is its own, and no OSError even without a network
         raise ValueError(f"{kind} cannot be set up: {error}") from error
 
