@@ -3,9 +3,9 @@
     PRISM_DATA=folder python benchmarks/circle.py --out benchmarks/circle [--workers 2] [--seeds 0 1 2]
 
 Needs grocery.parquet in $PRISM_DATA; 30 % of its training labels are made wrong at random. A finished run is one line
-of results.jsonl and is not run again; what the audit of a seed's first run suggests is corrections-SEED.json, from
-which the runs on corrected labels start. The recipe is that of noise_recovery.py, one for all rows; nothing is chosen
-on the test split: the last checkpoint is evaluated.
+of results.jsonl and is not run again; what the audit of a run suggests is corrections-METHOD-SEED.json, from which the
+runs on labels corrected by it start. Recipe and learning rates are those of noise_recovery.py; nothing is chosen on the
+test split: the last checkpoint is evaluated.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from noise_recovery import RECIPES, spread
+from noise_recovery import RATES, RECIPES, spread
 from resumed import read_results, run_all
 
 import prism_dml
@@ -27,32 +27,40 @@ from prism_dml.audit import find_label_issues, make_audit, suggest_corrections
 from prism_dml.data import (
     Augment,
     ImageTable,
+    LabelledEmbeddings,
     apply_corrections,
     corrupt_table,
     open_images,
     read_corrections,
+    read_embeddings,
     read_table,
     table_fingerprint,
     write_corrections,
 )
-from prism_dml.models import Embedder, load
+from prism_dml.models import load
 from prism_dml.retrieval import retrieval_metrics
 from prism_dml.training import train
 from prism_dml.training.measure import embed_all
+from prism_dml.training.result import EMBEDDINGS
 
 RECIPE = RECIPES["grocery"]
 RATE = 0.3
 SEEDS = (0, 1, 2)
 PRISM = {"method": "prism-mcl", "noise_rate": "auto"}
-FIRST = "MCL + PRISM (auto)"
+REFRACT = {"method": "refract", **RATES["grocery"]}
 # row: the labels that it learns from, settings of the method
+FIRST = {"MCL + PRISM (auto)": ("wrong", PRISM), "Refract": ("wrong", REFRACT)}  # their audit corrects labels
 ROWS = {
     "MCL": ("wrong", {"method": "mcl"}),
-    FIRST: ("wrong", PRISM),
-    "MCL, corrected labels": ("corrected", {"method": "mcl"}),
-    "MCL + PRISM (auto), corrected labels": ("corrected", PRISM),
+    **FIRST,
+    "MCL, corrected by MCL + PRISM": ("MCL + PRISM (auto)", {"method": "mcl"}),
+    "MCL + PRISM (auto), corrected by itself": ("MCL + PRISM (auto)", PRISM),
+    "MCL, corrected by Refract": ("Refract", {"method": "mcl"}),
+    "Refract, corrected by itself": ("Refract", REFRACT),
     "oracle": ("wrong", {"method": "oracle"}),
+    "oracle of Refract": ("wrong", REFRACT | {"method": "refract-oracle"}),
     "MCL, all labels right": ("right", {"method": "mcl"}),
+    "Refract, all labels right": ("right", REFRACT),
 }
 KEYS = ("row", "seed", "steps")
 
@@ -64,43 +72,45 @@ def run(job: dict) -> dict:
     config = replace(RECIPE, seed=job["seed"], steps=job["steps"], **settings)
     table = read_table(Path(os.environ["PRISM_DATA"], "grocery.parquet"))
     noisy = corrupt_table(table, "symmetric", RATE, job["seed"])
-    suggestions = Path(job["out"], f"corrections-{job['seed']}.json")
     if labels == "wrong":
         learn = noisy
     elif labels == "right":
         learn = table
     else:
-        learn = apply_corrections(noisy, read_corrections(suggestions)).table
+        learn = apply_corrections(noisy, read_corrections(suggestions(job, labels))).table
     folder = Path(tempfile.mkdtemp(prefix="circle_"))
     start = time.monotonic()
     try:
         train(learn, config, folder / "run")
         seconds = time.monotonic() - start
         model = load(folder / "run")
+        result = {name: job[name] for name in KEYS}
+        if job["row"] in FIRST:
+            found = read_embeddings(folder / "run" / EMBEDDINGS)
+            result["corrected"] = correct(found, noisy, suggestions(job, job["row"]))
     finally:
         shutil.rmtree(folder)
-    result = {name: job[name] for name in KEYS}
-    if job["row"] == FIRST:
-        result["corrected"] = correct(model, noisy, suggestions)
     test = table.split("test")
-    metrics = retrieval_metrics(embedded(model, test), torch.from_numpy(test.labels))
+    images = open_images(test, RECIPE.image_size, Augment("none"))
+    metrics = retrieval_metrics(embed_all(model, images), torch.from_numpy(test.labels))
     names = ("precision_at_1", "map_at_r", "r_precision")
     return result | {name: metrics[name] for name in names} | {"seconds": round(seconds)}
 
 
-def embedded(model: Embedder, table: ImageTable) -> torch.Tensor:
-    return embed_all(model, open_images(table, RECIPE.image_size, Augment("none")))
+def suggestions(job: dict, row: str) -> Path:
+    """Where what the audit of a row suggests is."""
+    return Path(job["out"], f"corrections-{FIRST[row][1]['method']}-{job['seed']}.json")
 
 
-def correct(model: Embedder, noisy: ImageTable, suggestions: Path) -> dict:
+def correct(found: LabelledEmbeddings, noisy: ImageTable, place: Path) -> dict:
     """Write what `prism audit` suggests for the training split, and say what applying it does to the labels."""
     inside = np.flatnonzero(noisy.splits == "train")
     learn = noisy.select(inside)
-    vectors = embedded(model, learn)
-    issues = find_label_issues(vectors, np.array(learn.classes)[learn.labels])
-    audit = make_audit(issues, vectors, learn.paths, table_fingerprint(noisy), inside)
-    write_corrections(suggest_corrections(audit), suggestions)
-    corrections = read_corrections(suggestions)
+    assert found.paths == learn.paths
+    issues = find_label_issues(found.vectors, np.array(learn.classes)[learn.labels], found.scores)
+    audit = make_audit(issues, found.vectors, learn.paths, table_fingerprint(noisy), inside)
+    write_corrections(suggest_corrections(audit), place)
+    corrections = read_corrections(place)
     after = apply_corrections(noisy, corrections)
     truth = [noisy.classes[k] for k in noisy.clean_labels]
     relabelled = [item for item in corrections.items if item.label is not None]
@@ -130,28 +140,45 @@ def write_table(out: Path, results: list[dict]) -> None:
         "suggestion before it was applied.",
         "",
     ]
-    lines += table(["row", "seeds", "P@1", f"P@1 over {FIRST}", "MAP@R", f"MAP@R over {FIRST}", "s/run"])
-    first = {r["seed"]: r for r in results if r["row"] == FIRST}
+    lines += table(["row", "seeds", "P@1", "P@1 over MCL", "MAP@R", "MAP@R over MCL", "s/run"])
+    plain = {r["seed"]: r for r in results if r["row"] == "MCL"}
     for row in ROWS:
         runs = [r for r in results if r["row"] == row]
         if not runs:
             continue
         cells = [row, len(runs)]
         for metric in ("precision_at_1", "map_at_r"):
-            over = [r[metric] - first[r["seed"]][metric] for r in runs if row != FIRST and r["seed"] in first]
+            over = [r[metric] - plain[r["seed"]][metric] for r in runs if row != "MCL" and r["seed"] in plain]
             cells += [spread([r[metric] for r in runs]), spread(over)]
         lines += table([*cells, f"{np.mean([r['seconds'] for r in runs]):.0f}"], head=False)
     lines += [
         "",
-        f"What the audit of {FIRST} changed in the training labels. Rightly: relabelled to the true class; spoilt: "
-        "relabelled though the given label was right.",
+        "What an audit changed in the training labels. Rightly: relabelled to the true class; spoilt: relabelled "
+        "though the given label was right.",
         "",
     ]
-    header = ["seed", "labels", "wrong before", "wrong after", "suspected", "relabelled", "rightly", "spoilt"]
+    header = [
+        "audit of",
+        "seed",
+        "labels",
+        "wrong before",
+        "wrong after",
+        "suspected",
+        "relabelled",
+        "rightly",
+        "spoilt",
+    ]
     lines += table([*header, "dropped", "of these wrong"])
-    for seed in sorted(first):
-        facts = first[seed]["corrected"]
-        cells = [seed, facts["labels"], f"{facts['wrong_before']:.1%}", f"{facts['wrong_after']:.1%}"]
+    audited = [r for r in results if r["row"] in FIRST]
+    for r in sorted(audited, key=lambda r: (list(FIRST).index(r["row"]), r["seed"])):
+        facts = r["corrected"]
+        cells = [
+            r["row"],
+            r["seed"],
+            facts["labels"],
+            f"{facts['wrong_before']:.1%}",
+            f"{facts['wrong_after']:.1%}",
+        ]
         cells += [
             facts["suspected"],
             facts["relabelled"],
@@ -193,12 +220,12 @@ def main() -> None:
     jobs = [
         {"row": row, "seed": seed} | rest
         for row in sorted(
-            ROWS, key=lambda row: row != FIRST
+            ROWS, key=lambda row: row not in FIRST
         )  # stable: the rows that others wait for come first
         for seed in arguments.seeds
         if (row, seed) not in done
     ]
-    waiting = [job for job in jobs if ROWS[job["row"]][0] == "corrected"]
+    waiting = [job for job in jobs if ROWS[job["row"]][0] in FIRST]
     for part in ([job for job in jobs if job not in waiting], waiting):
         run_all(run, part, file, arguments.workers, KEYS, lambda results: write_table(arguments.out, results))
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 from prism_dml.benchmark.jobs import Place, choose, tuning_jobs
@@ -25,7 +25,7 @@ Best of the rows that do not know the truth in **bold**, where there are two or 
 rejected; *purity*: share of the kept labels that are right; both by the trained model's judgement on every training
 label, for rows that choose within batches only by the last decision on each; empty for rows that keep everything.
 *AUROC*: of the trained model's probabilities that a label is right; not measured in the oldest runs. *Noise
-estimated*: by rows that are not told the rate."""
+estimated*: by rows that are not told the rate. *s/run*: median; the first run on a frozen backbone embeds the images."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def _section(protocol: Protocol, places: Sequence[Place], results: dict[str, Rec
             _of_seeds([value for r in mine.values() if (value := get(r)) is not None], len(mine), digits)
             for digits, get in known
         ]
-        cells.append(f"{mean(r['seconds'] for r in mine.values()):.0f}")
+        cells.append(f"{median(r['seconds'] for r in mine.values()):.0f}")
         lines.append("| " + " | ".join(cells) + " |")
     missing = _missing(places, results)
     lines += ["", missing] if missing else []
