@@ -204,6 +204,8 @@ def write_table(out: Path, results: list[dict]) -> None:
         lines += ["| method | seeds | " + " | ".join(HEADER) + " |", "|" + "---|" * (len(HEADER) + 2)]
         for method in METHODS:
             runs = [r for r in mine if r["method"] == method]
+            if not runs:
+                continue
             cells = [spread([r[column] for r in runs], 1 if column == "seconds" else 3) for column in COLUMNS]
             lines.append("| " + " | ".join([method, str(len(runs)), *cells]) + " |")
         lines.append("")
