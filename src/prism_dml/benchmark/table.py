@@ -25,7 +25,7 @@ Best of the rows that do not know the truth in **bold**, where there are two or 
 rejected; *purity*: share of the kept labels that are right; both by the trained model's judgement on every training
 label, for rows that choose within batches only by the last decision on each; empty for rows that keep everything.
 *AUROC*: of the trained model's probabilities that a label is right; not measured in the oldest runs. *Noise
-estimated*: by rows that are not told the rate. *s/run*: median; the first run on a frozen backbone embeds the images."""
+estimated*: by rows that are not told the rate. *s/run*: median; the first on a frozen backbone embeds the images."""
 
 
 @dataclass(frozen=True)
