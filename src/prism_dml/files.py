@@ -1,4 +1,4 @@
-"""Files that are replaced whole; below all rooms."""
+"""Files that are replaced whole, and folders that one process holds; below all rooms."""
 
 from __future__ import annotations
 

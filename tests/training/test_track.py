@@ -1,7 +1,6 @@
 """The log of a run in TensorBoard and in Weights & Biases, whose client has a stand-in here: it wants an account."""
 
 import json
-import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,20 +21,24 @@ def as_pairs(records: list[dict[str, Any]]) -> list[tuple[str, int, float]]:
 
 
 def test_tensorboard_shows_the_log_of_a_run_that_went_on(table, settings, tmp_path: Path) -> None:
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     options = {"log_every": 2, "checkpoint_every": 4, "validate_every": 4, "track": "tensorboard"}
     out = tmp_path / "run"
     stopped_after(table, settings(steps=12, **options), out, 6)
     train(table, settings(steps=12, **options), out, resume=True)
+    shown = in_tensorboard(out)
+    assert shown == as_pairs(logged(out))
+    assert {"loss", "validation_precision_at_1"} <= {tag for tag, _, _ in shown}
+
+
+def in_tensorboard(out: Path) -> list[tuple[str, int, float]]:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     shown = events.EventAccumulator(str(out / "tensorboard"))
     shown.Reload()
-    scalars = [
+    return sorted(
         (tag, event.step, round(event.value, 5))
         for tag in shown.Tags()["scalars"]
         for event in shown.Scalars(tag)
-    ]
-    assert sorted(scalars) == as_pairs(logged(out))
-    assert {"loss", "validation_precision_at_1"} <= {tag for tag, _, _ in scalars}
+    )
 
 
 def stopped_after(table: Any, config: TrainConfig, out: Path, step: int) -> None:
@@ -72,12 +75,19 @@ class Client:
         self.finished += 1
 
 
-def test_weights_and_biases_gets_the_log_and_goes_on_with_its_run(
-    table, settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client, out = Client(), tmp_path / "run"
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> Client:
+    """Stands in for wandb."""
+    client = Client()
     monkeypatch.setitem(sys.modules, "wandb", client)
     monkeypatch.setattr(module, "find_spec", lambda name: name)
+    return client
+
+
+def test_weights_and_biases_gets_the_log_and_goes_on_with_its_run(
+    table, settings, tmp_path: Path, client: Client
+) -> None:
+    out = tmp_path / "run"
     options = {"steps": 8, "log_every": 2, "checkpoint_every": 4, "validate_every": 4, "track": "wandb"}
     stopped_after(table, settings(**options), out, 5)
     train(table, settings(**options), out, resume=True)
@@ -105,44 +115,26 @@ def test_what_cannot_be_tracked_is_one_line(
 
 @pytest.mark.parametrize("fails", ["log", "finish"])
 def test_a_tracker_that_fails_does_not_end_the_run(
-    fails: str,
-    table,
-    settings,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    fails: str, table, settings, tmp_path: Path, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     def failing(*_: Any, **__: Any) -> None:
         raise RuntimeError("no connection")
 
-    client = Client()
     setattr(client, f"_{fails}", failing)
-    monkeypatch.setitem(sys.modules, "wandb", client)
-    monkeypatch.setattr(module, "find_spec", lambda name: name)
     result = train(table, settings(steps=4, log_every=2, track="wandb"), tmp_path / "run")
     assert result["steps"] == 4 and {line["step"] for line in logged(tmp_path / "run")} >= {2, 4}
     (said,) = [message for message in caplog.messages if "no connection" in message]
     assert "from here on the log goes to" in said
 
 
-def test_a_run_begun_anew_is_another_run(
-    table, settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("track", ["wandb", "tensorboard"])
+def test_a_run_begun_anew_is_another_run(track: str, table, settings, tmp_path: Path, client: Client) -> None:
     """One that came to no checkpoint leaves nothing that the next one in its folder goes on with."""
-    client, out = Client(), tmp_path / "run"
-    monkeypatch.setitem(sys.modules, "wandb", client)
-    monkeypatch.setattr(module, "find_spec", lambda name: name)
-    options = {"steps": 6, "log_every": 1, "checkpoint_every": 6, "validate_every": 6}
-    for track in ("wandb", "tensorboard"):
-        stopped_after(table, settings(**options, track=track), out, 3)
-    train(table, settings(**options, track="wandb"), out)
-    first, second = client.started
-    assert first["id"] != second["id"]
-    shutil.rmtree(out)
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    options |= {"log_every": 2}
-    stopped_after(table, settings(**options | {"log_every": 1}, track="tensorboard"), out, 3)
-    train(table, settings(**options, track="tensorboard"), out)
-    shown = events.EventAccumulator(str(out / "tensorboard"))
-    shown.Reload()
-    assert [event.step for event in shown.Scalars("loss")] == [2, 4, 6]
+    out, options = tmp_path / "run", {"steps": 6, "checkpoint_every": 6, "validate_every": 6, "track": track}
+    stopped_after(table, settings(log_every=1, **options), out, 3)
+    train(table, settings(log_every=2, **options), out)
+    if track == "tensorboard":
+        assert in_tensorboard(out) == as_pairs(logged(out))
+    else:
+        first, second = client.started
+        assert first["id"] != second["id"]
