@@ -80,14 +80,14 @@ GIVEN = torch.eye(1 + beliefs.OTHERS)[0]  # of the given label and the others
 class ByBlocks(Refract):
     """Refract that judges what the blocks of the network see only, and nothing that is seen without it."""
 
-    def _rows(self, seen, embeddings, patch_features):
-        return super()._rows(seen, embeddings, torch.zeros_like(patch_features))
+    def _rows(self, seen, embeddings, unlearned):
+        return super()._rows(seen, embeddings, torch.zeros_like(unlearned))
 
 
 class ByEmbedding(Refract):
     """Refract that judges embeddings, and not what the blocks of the network see."""
 
-    def _rows(self, seen, embeddings, patch_features):
+    def _rows(self, seen, embeddings, unlearned):
         return embeddings
 
 

@@ -15,6 +15,8 @@ LABELS, INDEX = torch.arange(B) % C, torch.arange(B)
 class Linear(nn.Module):
     """An embedder without batch statistics, so that what one image gives does not depend on the others."""
 
+    frozen = False
+
     def __init__(self, seed: int = 0, pixels: int = 3 * 16, dim: int = D) -> None:
         super().__init__()
         self.config = {"embedding_dim": dim}

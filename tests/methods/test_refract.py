@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax, normalize
 
 from prism_dml.methods.beliefs import Judged, judge, weigh
-from prism_dml.methods.refract import INSTANCE, MOST, Refract, WarmClassifier
+from prism_dml.methods.refract import INSTANCE, KNOWN_BY_HEART, MOST, Refract, WarmClassifier
 from prism_dml.methods.second_opinion import given_the_label, pool
 from prism_dml.models import Embedder
 from prism_dml.models.levels import WithLevels
@@ -378,6 +378,43 @@ def test_the_judge_compares_what_is_seen_with_the_network_and_without_it(labels:
     assert selection.keep[:2].all() and not selection.keep.all()
 
 
+@pytest.mark.parametrize("epochs, beside", [(KNOWN_BY_HEART, True), (KNOWN_BY_HEART - 1, False)])
+def test_what_a_frozen_backbone_makes_of_images_is_judged_beside_the_embeddings(
+    labels: Tensor, epochs: int, beside: bool
+) -> None:
+    """In a run that is long enough to learn labels by heart."""
+    embedder = Embedder("small", 16, image_size=16, backbone_options={"widths": (4, 6)}).eval()
+    # As of another backbone, whose blocks are not known.
+    with mock.patch("prism_dml.methods.refract.widths", lambda embedder: ()):
+        method = build("refract", labels, embedder.freeze())
+        method.look_every(epoch=1, steps=epochs)
+        images, shown, asked = images_of(TRUTH).repeat_interleave(4, 2).repeat_interleave(4, 3), [], []
+        features = embedder.represent(images)  # (COUNT, 6)
+
+        def embed_all(network: nn.Module) -> Tensor:
+            asked.append(network)
+            return embed(features)(network)
+
+        def judged(rows: Tensor, *options: int) -> Judged:
+            shown.append(rows)
+            return judge(rows, *options)
+
+        with mock.patch("prism_dml.methods.refract.judge", judged):
+            for _ in range(3):
+                method.on_epoch_start(embed_all)
+            assert asked == [embedder.backbone] * beside + [embedder] * 2
+            order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(0))
+            seen = embed(features)(method.observer())
+            assert seen.shape == (COUNT, 16)
+            method.judge(seen[order], labels[order], order)
+    unlearned = side_by_side(features, (6,))
+    assert unlearned.norm(dim=1).allclose(torch.ones(COUNT)) and len(shown) == 3
+    rows = shown[2][order.argsort()]
+    expected = (seen @ seen.T + unlearned @ unlearned.T) / 2 if beside else seen @ seen.T
+    torch.testing.assert_close(rows @ rows.T, expected, atol=2e-3, rtol=0)
+    assert shown[0].shape[1] == shown[1].shape[1] == (22 if beside else 16)
+
+
 @pytest.mark.parametrize("each, weight", [(INSTANCE, INSTANCE * EACH), (1.0, MOST)])
 def test_images_are_told_apart_by_their_patch_features(labels: Tensor, each: float, weight: float) -> None:
     """Beside their labels, at first most; through the backbone, and not through the head."""
@@ -387,14 +424,14 @@ def test_images_are_told_apart_by_their_patch_features(labels: Tensor, each: flo
     method.look_every(epoch=1, steps=16)
     images = images_of(TRUTH).repeat_interleave(4, 2).repeat_interleave(4, 3)
     method.on_epoch_start(embed(images))
-    assert method.patch_features.any() and method.trusted.all()
+    assert method.unlearned.any() and method.trusted.all()
     batch = torch.arange(20)
     loss, kept = method(images[batch], labels[batch], batch)
     assert torch.equal(kept, method.trusted[batch])
     by_label = -log_softmax(WarmClassifier(embedder, method.class_weights)(images[batch]), dim=1)
     by_label = by_label.gather(1, labels[batch, None]).mean()
     projected = embedder.represent(images[batch]) @ method.patch_projection.T
-    told_apart = method.instance_loss(projected, method.patch_features[batch])
+    told_apart = method.instance_loss(projected, method.unlearned[batch])
     torch.testing.assert_close(loss, by_label + weight * told_apart)
     method.parts.fill_(16)  # the last of 16
     torch.testing.assert_close(
@@ -413,9 +450,9 @@ def test_of_few_large_classes_labels_are_all_that_is_learned() -> None:
     labels = torch.arange(2500) % 10
     assert hasattr(build("refract", labels[:2499], embedder), "patch_projection")
     method = build("refract", labels, embedder)
-    assert not hasattr(method, "patch_projection") and method.patch_features.shape[1] > 0
+    assert not hasattr(method, "patch_projection") and method.unlearned.shape[1] > 0
     method.look_every(epoch=1, steps=16)
-    method.patch_features.copy_(torch.randn(method.patch_features.shape))
+    method.unlearned.copy_(torch.randn(method.unlearned.shape))
     batch = torch.arange(20)
     images = torch.randn(20, 3, 16, 16)
     by_label = -log_softmax(WarmClassifier(embedder, method.class_weights)(images), dim=1)
@@ -473,7 +510,7 @@ def test_where_no_image_can_be_read_nothing_is_seen(labels: Tensor) -> None:
             lambda network: asked.append(type(network)) or 0 * embed(torch.randn(COUNT, 3, 16, 16))(network)
         )
     assert asked == [Patches, WithLevels]
-    assert method.trusted.all() and not method.patch_features.any() and method.noise_rate_estimate == 0
+    assert method.trusted.all() and not method.unlearned.any() and method.noise_rate_estimate == 0
 
 
 def test_what_could_not_be_embedded_is_believed(looked: Refract, labels: Tensor) -> None:

@@ -754,7 +754,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "options",
     [
-        {"method": "refract", "cache": "stream"},
+        {"method": "refract", "cache": "stream", "steps": 60},  # so many epochs that the features are judged
         {"method": "prism-mcl", "validation": 0.0},
         {"method": "co-teaching", "rise_epochs": 1, "validation": 0.0},
     ],

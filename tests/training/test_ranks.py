@@ -50,7 +50,7 @@ OPTIONS = {
         "freeze_backbone": True,
         "method": "refract",
         "noise_rate": "auto",
-        "steps": 12,
+        "steps": 64,  # so many epochs that the features are judged
     },
 }
 

@@ -42,6 +42,10 @@ INSTANCE, MOST = 1 / 40, 3.0
 much for each sample that a class has on average, and at most. Of a large class the label leaves more of an image
 untold. It falls to nothing by the end of the run: what serves new classes takes from those that are learned."""
 
+KNOWN_BY_HEART = 8
+"""Epochs from which on the head of a frozen backbone may have learned wrong labels by heart, so that its embeddings,
+which the judge compares, would confirm them: then what the backbone makes of the images is compared beside them."""
+
 EVENED = 0.25
 """Embeddings are scaled by their covariance within classes to minus this power: 0 does nothing, 1/2 whitens."""
 
@@ -77,15 +81,16 @@ class Refract(Method):
     the backbone makes of an image, a linear map shall tell its own patch features among those of the batch
     (`InstanceLoss`), so that labels, wrong ones included, are not all that is left of it. Classes that are new gain by
     that; of few classes with many samples each it is left out. On other networks, in a run of few epochs of such
-    classes, and in less than half an epoch, the judge compares the embeddings, scaled, and only labels are learned.
+    classes, and in less than half an epoch, the judge compares the embeddings, scaled, and only labels are learned;
+    beside them, in a run of many epochs (`KNOWN_BY_HEART`), what a frozen backbone makes of the images.
 
     A step costs O(B.C.D + B.(B + F).L) beside the network, of embeddings of length D, F features before the head and L
     numbers of patch features, N / 80, from 256 to 1,024 (1,152 of up to 256 images). A look costs a forward pass of the
     N samples, O(N.(C + M).M) time, and O(N^1.5.M) for their neighbours, on an accelerator O(N^2.M), of M numbers that
-    are compared, as many as L if those are blocks, else D. With blocks of the small network it takes 20 to 25 kB a
-    sample, the judge's share included. Patch features are found once, in two passes over the images, together shorter
-    than a forward pass where these are decoded already, and with 12 kB a sample (20 of 8,000), of which half a kB to 2
-    kB stay; what is believed takes 69 bytes.
+    are compared: as many as L if those are blocks, else D, and L more where what a frozen backbone makes of the images
+    is beside them. With blocks of the small network it takes 20 to 25 kB a sample, the judge's share included. Patch
+    features are found once, in two passes over the images, together shorter than a forward pass where these are decoded
+    already, and with 12 kB a sample (20 of 8,000), of which half a kB to 2 kB stay; what is believed takes 69 bytes.
     Source: PRISM (Liu et al., CVPR 2021), sec. 3, for trust by the similarity to class means; normalised softmax: Zhai
     and Wu, BMVC 2019; the likelihood of a noisy label: Patrini et al., CVPR 2017; scaling by the covariance
     within classes: Hatch et al., Interspeech 2006, who whiten; `models/levels.py`, `patches.py` and
@@ -101,7 +106,7 @@ class Refract(Method):
     weights: Tensor
     anywhere: Tensor
     draws: Tensor
-    patch_features: Tensor
+    unlearned: Tensor
     scaling: Tensor
     rate: Tensor
     parts: Tensor
@@ -124,12 +129,13 @@ class Refract(Method):
         self.register_buffer("weights", chances)  # (N, 1 + OTHERS) w_k of these
         self.register_buffer("anywhere", torch.zeros(data.num_samples))  # w_0
         self.register_buffer("draws", torch.ones(data.num_samples))  # see `draw_weights`
-        width = num_compared(data.num_samples, LENGTH) if widths(embedder) else 0
-        # (N, width) see `_rows`
-        self.register_buffer("patch_features", torch.zeros(data.num_samples, width, dtype=torch.half))
+        numbers = LENGTH if widths(embedder) else embedder.head.in_features if embedder.frozen else 0
+        width = num_compared(data.num_samples, numbers)
+        # (N, width) what is seen of the images that is not learned: patch features, or those of a frozen backbone
+        self.register_buffer("unlearned", torch.zeros(data.num_samples, width, dtype=torch.half))
         many = learns_pairs(data.num_samples, data.num_classes)
         self._believed_from = OF_MANY if many else BELIEVED
-        self._tells_apart = width > 0 and not many
+        self._tells_apart = bool(widths(embedder)) and not many
         if self._tells_apart:  # from what the backbone makes of an image to its patch features
             self.patch_projection = CosineClassifier.draw(width, embedder.head.in_features, seed=1)
         self.instance_loss = InstanceLoss()
@@ -140,6 +146,7 @@ class Refract(Method):
         self._all_parts = PARTS  # of the run
         self._looks: list[int] = []  # after so many parts
         self._levels = widths(embedder)  # length of what each block shows the judge
+        self._beside = False  # the embeddings of a frozen backbone, it is shown what that makes of the images
 
     def proxies(self) -> list[nn.Parameter]:
         """The class weights."""
@@ -156,15 +163,17 @@ class Refract(Method):
         self._looks = looks[-1:] if steps < FEW * epoch else looks
         enough = steps >= (APART if self._tells_apart else FEW) * epoch
         self._levels = widths(self.embedder) if enough else ()
+        self._beside = self.embedder.frozen and steps >= KNOWN_BY_HEART * epoch
         return part
 
     def on_epoch_start(self, embed_all: EmbedAll) -> None:
         """Judge all labels, if it is time to."""
-        self._find_patch_features(embed_all)
+        if int(self.parts) == 0:  # once: it is the same at all times
+            self._find_unlearned(embed_all)
         if int(self.parts) in self._looks:
             seen = embed_all(WithLevels(self.embedder) if self._levels else self.embedder)
             embeddings, labels = seen[:, : self.embedding_dim], self.data.labels.to(seen.device)
-            rows = self._rows(seen, normalize(embeddings @ self.scaling, dim=1), self.patch_features)
+            rows = self._rows(seen, normalize(embeddings @ self.scaling, dim=1), self.unlearned)
             judged, readable = judge(rows, labels), (embeddings != 0).any(dim=1)
             self._believe(judged)
             surest = judged.chances.max(dim=1).values.clamp(max=1).to(self.draws)
@@ -173,19 +182,23 @@ class Refract(Method):
             self._even_out(embeddings, labels, readable)
         self.parts += 1
 
-    def _find_patch_features(self, embed_all: EmbedAll) -> None:
-        """Once, before the first step: they are the same at all times."""
-        if not self._levels or int(self.parts) > 0:
-            return
-        patches = embed_all(Patches().to(self.patch_features.device))
-        if patches.any():  # else no image can be read
-            self.patch_features.copy_(side_by_side(embed_all(PatchFeatures(patches)), (LENGTH,)))
+    def _find_unlearned(self, embed_all: EmbedAll) -> None:
+        """What is seen of the images without what is learned, if it is compared."""
+        if self._beside:
+            features = embed_all(self.embedder.backbone)
+            self.unlearned.copy_(side_by_side(features, (features.shape[1],)))
+        elif self._levels:
+            patches = embed_all(Patches().to(self.unlearned.device))
+            if patches.any():  # else no image can be read
+                self.unlearned.copy_(side_by_side(embed_all(PatchFeatures(patches)), (LENGTH,)))
 
-    def _rows(self, seen: Tensor, embeddings: Tensor, patch_features: Tensor) -> Tensor:
-        """What the judge compares: what the blocks of the network see and patch features, or embeddings."""
-        if not self._levels:
-            return embeddings
-        return side_by_side(seen[:, self.embedding_dim :], self._levels, patch_features)
+    def _rows(self, seen: Tensor, embeddings: Tensor, unlearned: Tensor) -> Tensor:
+        """What the judge compares: what the blocks of the network see, or embeddings; and what is not learned."""
+        if self._levels:
+            return side_by_side(seen[:, self.embedding_dim :], self._levels, unlearned)
+        if self._beside:
+            return normalize(torch.cat([embeddings, unlearned.to(embeddings)], dim=1), dim=1)
+        return embeddings
 
     def _believe(self, judged: Judged) -> None:
         """Decide what the next steps learn from."""
@@ -221,7 +234,7 @@ class Refract(Method):
         loss = self._label_loss(logits, index)
         if self._levels and self._tells_apart:
             projected = linear(represented.to(self.patch_projection.dtype), self.patch_projection)
-            told_apart = self.instance_loss(projected, self.patch_features[index])
+            told_apart = self.instance_loss(projected, self.unlearned[index])
             past = (self.parts - 1) / self._all_parts  # `parts` counts the present one
             loss = loss + self._instance_weight * (1 - past) * told_apart
         return StepResult(loss, self.trusted[index])
@@ -245,7 +258,7 @@ class Refract(Method):
         by its own label, too. A look hears the judge only, or the network would confirm itself.
         """
         embeddings = seen[:, : self.embedding_dim]
-        judged = judge(self._rows(seen, embeddings, self.patch_features[index]), labels)
+        judged = judge(self._rows(seen, embeddings, self.unlearned[index]), labels)
         known = (embeddings != 0).any(dim=1)
         chances = pool(judged.chances, self._sees(embeddings, judged))
         chances = torch.where(known[:, None], chances, judged.chances)
