@@ -656,6 +656,33 @@ def test_a_class_that_is_often_taken_for_one_other(rate: float):
             assert found.mistakes.shares[k].argsort(descending=True)[:2].tolist() == [k, (k + 1) % 8]
 
 
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_classes_that_are_given_each_others_labels(rate: float):
+    """Clear classes, two and two: begun with mistakes that are all alike, no label would be found wrong."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.arange(8).repeat_interleave(250)
+    centres = torch.nn.functional.normalize(torch.randn(8, 32, generator=generator), dim=1)
+    rows = 4.5 * centres[truth] + torch.randn(2000, 32, generator=generator)
+    rows = torch.nn.functional.normalize(rows, dim=1)
+    wrong = torch.rand(2000, generator=generator) < rate
+    labels = torch.where(wrong, truth ^ 1, truth)
+    found = judge_labels(rows, labels, *nearest(rows))
+    assert found.noise_rate == pytest.approx(float(wrong.float().mean()), abs=0.03)
+    assert (found.clean_probability < 0.5)[~wrong].float().mean() < 0.01
+    if rate:
+        assert roc_auc_score(~wrong, found.clean_probability) > 0.99
+        assert (found.suggested == truth).float().mean() > 0.98
+
+
+def test_pairs_of_classes_as_they_were_counted():
+    counts = torch.rand(5, 5, generator=torch.Generator().manual_seed(0)).double() + 0.1
+    shares = counts / counts.sum(dim=1, keepdim=True)
+    evidence, *_ = separate(1, 3, rate=0.5)
+    counted = LabelModel(5).parameters.with_pairs(counts)
+    torch.testing.assert_close(counted.seen(evidence), evidence.of_pairs(shares))
+    assert counted.flips.sum(dim=1).abs().max() < 1e-9, "the prior holds them to none"
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.2])
 @pytest.mark.parametrize("classes, sizes, width", [(10, (1500, 20), 32), (30, (600, 2), 64)])
 def test_frequent_classes_are_not_taken_for_mistaken_rare_ones(classes, sizes, width, rate: float):

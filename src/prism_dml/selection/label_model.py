@@ -20,6 +20,7 @@ from prism_dml.selection.posterior import Posterior
 _LOGIT = -3.0  # the middle of the prior of r's
 _PER_FLIP = 25  # samples for each pair of classes, from which on pairs have their own shares of wrong labels
 _SETTLED = 1e-6  # change of the mean loss that says nothing
+_ANOTHER = 1e-3  # nats a label, by which a second maximum is higher: else both are the same
 _SEEN_EACH = 5.0  # samples of each class with each label, before they are counted: no mistake is impossible
 _FEWEST = 0.5  # members of a class: that there are none may be by chance
 _LEAST_MISSED = 1e-6  # of the labels of a class, so that there is an interval
@@ -75,7 +76,7 @@ class LabelModel:
         before = self.parameters.with_partners(None)
         pairs = learns_pairs(len(evidence.density), self.num_classes)
         start = before.with_flips() if pairs else replace(before, flips=None)
-        self.parameters = self._fitted(start, evidence)
+        self.parameters = self._fitted_from_both(start, evidence)
         self._count_members(start, evidence, members)
         if not pairs:
             self._find_partners(before, evidence)
@@ -186,6 +187,21 @@ class LabelModel:
         """The samples that parameters are fitted to, 20,000 at most."""
         return evidence[some(len(evidence.affinity), _MOST_FITTED, evidence.affinity.device)]
 
+    def _fitted_from_both(self, start: NoiseParameters, evidence: ClassEvidence) -> NoiseParameters:
+        """The same as `_fitted`; where each pair of classes has a share, begun with these as counted, too.
+
+        The likelihood has more than one maximum then. That a class is often taken for one other is as far from all
+        mistakes being alike as from none: begun there, both classes look hard, and no label wrong.
+        """
+        fitted = self._fitted(start, evidence)
+        if start.flips is None:
+            return fitted
+        prior, _ = self._prior(start.all_classes, evidence)
+        counts = confident_joint(prior, evidence.classes, self.num_classes) + _SEEN_EACH
+        counted = self._fitted(start.with_pairs(counts), evidence)
+        gained = float(self._loss(fitted, evidence)) - float(self._loss(counted, evidence))
+        return counted if gained > _ANOTHER else fitted
+
     def _fitted(self, start: NoiseParameters, evidence: ClassEvidence) -> NoiseParameters:
         """What makes the given labels most likely, together with the prior."""
         free = start.free()
@@ -243,7 +259,7 @@ class LabelModel:
         unfitted, alone = (float(self._loss(parameters, evidence)) for parameters in (start, self.parameters))
         self._log_members = members.log()
         if float(self._loss(start, evidence)) < unfitted - cost:
-            counted = self._fitted(start, evidence)
+            counted = self._fitted_from_both(start, evidence)
             if float(self._loss(counted, evidence)) < alone - cost:
                 self.parameters = counted
                 return

@@ -54,6 +54,21 @@ class NoiseParameters:
         count = len(self.each_class)
         return replace(self, flips=self.each_class.new_zeros(count, count))
 
+    def with_pairs(self, counts: Tensor) -> NoiseParameters:
+        """The same with rates and a share for each pair of classes as counted: samples of class k with label l, > 0."""
+        shares = (counts / counts.sum(dim=1, keepdim=True)).cpu()
+        rates = (1 - shares.diagonal()).logit()
+        itself = torch.eye(len(shares), dtype=torch.bool)
+        flips = shares.log().masked_fill(itself, 0.0)
+        flips = flips - flips.sum(dim=1, keepdim=True) / max(len(shares) - 1, 1)  # their softmax is the same
+        all_classes = torch.stack([self.all_classes[0], rates.mean()])
+        return replace(
+            self,
+            all_classes=all_classes,
+            each_class=rates - rates.mean(),
+            flips=flips.masked_fill(itself, 0.0),
+        )
+
     def with_partners(self, partners: Tensor | None) -> NoiseParameters:
         """The same with these partners (C,), or with none."""
         shares = None if partners is None else self.each_class.new_full((len(self.each_class) + 1,), _SHARE)
