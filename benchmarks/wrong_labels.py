@@ -42,6 +42,7 @@ from prism_dml.benchmark.frozen import embedded_once
 from prism_dml.benchmark.table import spread
 from prism_dml.data import ImageTable, corrupt_table, read_embeddings, read_table
 from prism_dml.data.vectors import open_vectors
+from prism_dml.files import replacing
 from prism_dml.training import TrainConfig, train
 from prism_dml.training.result import EMBEDDINGS
 
@@ -166,7 +167,9 @@ def embedded(job: dict, table: ImageTable, config: TrainConfig) -> np.ndarray:
     kept = Path(job["embeddings"], "-".join(str(job[key]) for key in KEYS[1:]) + ".npy")
     if not kept.exists():
         rate = LR.get(job["data"], 1e-3)
-        np.save(kept, learned(table, replace(config, **MCL_PRISM, lr=rate))[0])
+        embeddings = learned(table, replace(config, **MCL_PRISM, lr=rate))[0]
+        with replacing(kept) as file, file.open("wb") as opened:
+            np.save(opened, embeddings)
     return np.load(kept)
 
 

@@ -18,7 +18,7 @@ from prism_dml.benchmark.results import Record, append_record, done, failed, rea
 from prism_dml.benchmark.table import Facts, write_table
 from prism_dml.benchmark.tables import resolve
 from prism_dml.benchmark.worker import Slot
-from prism_dml.files import held
+from prism_dml.files import held, refuse_unwritable
 from prism_dml.training.stop import StopRequest
 
 RESULTS, TABLE, PLOTS, WORK = "results.jsonl", "table.md", "plots", "unfinished"
@@ -70,6 +70,7 @@ class Comparison:
         Raises:
             ValueError: data or weights are not there, an argument is out of range, or another process is doing the
                 same.
+            OSError: results cannot be written there.
             BenchmarkStopped: SIGINT or SIGTERM came.
         """
         slots = find_slots(workers)
@@ -78,6 +79,7 @@ class Comparison:
             for path in filter(None, (data.path, data.test, weights)):
                 if not resolve(path, data_root).exists():
                     raise ValueError(f"data set {data.name}: there is no {resolve(path, data_root)}")
+        refuse_unwritable(self.out / RESULTS)
         with held(self.out, "another process"):
             self.records = read_records(self.out / RESULTS)  # another may have gone on since
             self._do(slots, data_root, announce, progress)

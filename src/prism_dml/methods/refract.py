@@ -90,7 +90,8 @@ class Refract(Method):
     are compared: as many as L if those are blocks, else D, and L more where what a frozen backbone makes of the images
     is beside them. With blocks of the small network it takes 20 to 25 kB a sample, the judge's share included. Patch
     features are found once, in two passes over the images, together shorter than a forward pass where these are decoded
-    already, and with 12 kB a sample (20 of 8,000), of which half a kB to 2 kB stay; what is believed takes 69 bytes.
+    already, and with 12 kB a sample (20 of 8,000), of which half a kB to 2 kB stay, as of a frozen backbone's (in a run
+    of few epochs, too); what is believed takes 69 bytes.
     Source: PRISM (Liu et al., CVPR 2021), sec. 3, for trust by the similarity to class means; normalised softmax: Zhai
     and Wu, BMVC 2019; the likelihood of a noisy label: Patrini et al., CVPR 2017; scaling by the covariance
     within classes: Hatch et al., Interspeech 2006, who whiten; `models/levels.py`, `patches.py` and
@@ -163,7 +164,7 @@ class Refract(Method):
         self._looks = looks[-1:] if steps < FEW * epoch else looks
         enough = steps >= (APART if self._tells_apart else FEW) * epoch
         self._levels = widths(self.embedder) if enough else ()
-        self._beside = self.embedder.frozen and steps >= KNOWN_BY_HEART * epoch
+        self._beside = self.embedder.frozen and not self._levels and steps >= KNOWN_BY_HEART * epoch
         return part
 
     def on_epoch_start(self, embed_all: EmbedAll) -> None:
@@ -197,7 +198,9 @@ class Refract(Method):
         if self._levels:
             return side_by_side(seen[:, self.embedding_dim :], self._levels, unlearned)
         if self._beside:
-            return normalize(torch.cat([embeddings, unlearned.to(embeddings)], dim=1), dim=1)
+            rows = embeddings.new_empty(len(embeddings), self.embedding_dim + unlearned.shape[1])
+            rows[:, : self.embedding_dim], rows[:, self.embedding_dim :] = embeddings, unlearned
+            return rows.div_(rows.norm(dim=1, keepdim=True).clamp(min=1e-12))
         return embeddings
 
     def _believe(self, judged: Judged) -> None:

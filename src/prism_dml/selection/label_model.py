@@ -188,13 +188,13 @@ class LabelModel:
         return evidence[some(len(evidence.affinity), _MOST_FITTED, evidence.affinity.device)]
 
     def _fitted_from_both(self, start: NoiseParameters, evidence: ClassEvidence) -> NoiseParameters:
-        """The same as `_fitted`; where each pair of classes has a share, begun with these as counted, too.
+        """The same as `_fitted`; where pairs of classes have shares that are all alike yet, begun as counted, too.
 
         The likelihood has more than one maximum then. That a class is often taken for one other is as far from all
         mistakes being alike as from none: begun there, both classes look hard, and no label wrong.
         """
         fitted = self._fitted(start, evidence)
-        if start.flips is None:
+        if start.flips is None or start.flips.any():
             return fitted
         prior, _ = self._prior(start.all_classes, evidence)
         counts = confident_joint(prior, evidence.classes, self.num_classes) + _SEEN_EACH

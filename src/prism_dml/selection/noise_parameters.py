@@ -57,15 +57,16 @@ class NoiseParameters:
     def with_pairs(self, counts: Tensor) -> NoiseParameters:
         """The same with rates and a share for each pair of classes as counted: samples of class k with label l, > 0."""
         shares = (counts / counts.sum(dim=1, keepdim=True)).cpu()
-        rates = (1 - shares.diagonal()).logit()
+        rates, labelled = (1 - shares.diagonal()).logit(), counts.sum(dim=0).cpu()
+        middle = (rates * labelled).sum() / labelled.sum()  # as `centred`
         itself = torch.eye(len(shares), dtype=torch.bool)
         flips = shares.log().masked_fill(itself, 0.0)
         flips = flips - flips.sum(dim=1, keepdim=True) / max(len(shares) - 1, 1)  # their softmax is the same
-        all_classes = torch.stack([self.all_classes[0], rates.mean()])
+        all_classes = torch.stack([self.all_classes[0], middle])
         return replace(
             self,
             all_classes=all_classes,
-            each_class=rates - rates.mean(),
+            each_class=rates - middle,
             flips=flips.masked_fill(itself, 0.0),
         )
 
