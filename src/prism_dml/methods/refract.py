@@ -14,11 +14,11 @@ from prism_dml.methods.config import MethodConfig
 from prism_dml.methods.second_opinion import by_network, pool
 from prism_dml.models.embedder import Embedder
 from prism_dml.models.levels import WithLevels, widths
-from prism_dml.models.patches import LENGTH, Patches, PatchFeatures
+from prism_dml.models.patches import LENGTH, patch_features
 from prism_dml.selection import CalibratedSelection
 from prism_dml.selection.discriminant import matrix_power, within_classes
 from prism_dml.selection.label_model import learns_pairs
-from prism_dml.selection.levels import num_compared, side_by_side
+from prism_dml.selection.levels import joined, num_compared, side_by_side
 
 PARTS, FIRST = 32, 2
 """The first look comes after a thirty-second of the run, or after two epochs where that is earlier: of few images,
@@ -185,22 +185,17 @@ class Refract(Method):
 
     def _find_unlearned(self, embed_all: EmbedAll) -> None:
         """What is seen of the images without what is learned, if it is compared."""
-        if self._beside:
-            features = embed_all(self.embedder.backbone)
-            self.unlearned.copy_(side_by_side(features, (features.shape[1],)))
-        elif self._levels:
-            patches = embed_all(Patches().to(self.unlearned.device))
-            if patches.any():  # else no image can be read
-                self.unlearned.copy_(side_by_side(embed_all(PatchFeatures(patches)), (LENGTH,)))
+        if self._beside or self._levels:
+            device = self.unlearned.device
+            seen = embed_all(self.embedder.backbone) if self._beside else patch_features(embed_all, device)
+            self.unlearned.copy_(side_by_side(seen, (seen.shape[1],)))
 
     def _rows(self, seen: Tensor, embeddings: Tensor, unlearned: Tensor) -> Tensor:
         """What the judge compares: what the blocks of the network see, or embeddings; and what is not learned."""
         if self._levels:
             return side_by_side(seen[:, self.embedding_dim :], self._levels, unlearned)
         if self._beside:
-            rows = embeddings.new_empty(len(embeddings), self.embedding_dim + unlearned.shape[1])
-            rows[:, : self.embedding_dim], rows[:, self.embedding_dim :] = embeddings, unlearned
-            return rows.div_(rows.norm(dim=1, keepdim=True).clamp(min=1e-12))
+            return joined(embeddings, unlearned)
         return embeddings
 
     def _believe(self, judged: Judged) -> None:

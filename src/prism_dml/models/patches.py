@@ -1,5 +1,7 @@
 """What can be seen in images before anything is learned of them: how they respond to patches of each other."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, conv2d, normalize
@@ -84,3 +86,16 @@ class PatchFeatures(nn.Module):
             responses.div_((variance + _LEAST_CONTRAST).sqrt_())
             responses.sub_(self.offsets[:, None, None] + _THRESHOLD).clamp_(min=0)
             return adaptive_avg_pool2d(responses, GRID).flatten(1)
+
+
+def patch_features(embed_all: Callable[[nn.Module], Tensor], device: torch.device) -> Tensor:
+    """`PatchFeatures` (N, `LENGTH`) of a whole data set, by two passes over it; zeros of what cannot be read.
+
+    Args:
+        embed_all: gives a network (images -> vectors) every image: network -> (N, M).
+        device: that the images are on.
+    """
+    patches = embed_all(Patches().to(device))
+    if not patches.any():  # no image can be read
+        return patches.new_zeros(len(patches), LENGTH)
+    return embed_all(PatchFeatures(patches))

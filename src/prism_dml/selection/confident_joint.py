@@ -3,6 +3,12 @@
 import torch
 from torch import Tensor
 
+from prism_dml.selection.candidates import ClassEvidence
+from prism_dml.selection.posterior import explain
+
+_LEAST_MISSED = 1e-6  # of the labels of a class, so that there is an interval
+_HALVINGS = 30  # of the interval that a share is in
+
 
 def confident_joint(prior: Tensor, candidates: Tensor, num_classes: int) -> Tensor:
     """Samples of class k with label l, (C, C) float64; hard ones are counted as wrong ones.
@@ -48,3 +54,38 @@ def expected_pairs(counts: Tensor, wrong: Tensor) -> Tensor:
     counted = 1 - shares.diagonal()
     wrong = (wrong * counted).sqrt()
     return torch.diag(1 - wrong) + shares.fill_diagonal_(0) * (wrong / counted)[:, None]
+
+
+def pairs_as_often(
+    wrong: Tensor, counted: Tensor, prior: Tensor, outside: Tensor, evidence: ClassEvidence
+) -> Tensor | None:
+    """How often each class has each label, (C, C): the mistakes as counted, in such a share that so many are wrong.
+
+    None where hardly any mistakes were counted.
+
+    Args:
+        wrong: () mean probability of a wrong label that is to come out, of n samples.
+        counted: (C, C) how often each class has each label, as counted.
+        prior: (n, M) see `explain`.
+        outside: (n,) see `explain`.
+        evidence: on these samples.
+    """
+    right, count = torch.eye(len(counted)).to(counted), len(counted)
+    known, label = explain(prior, outside, evidence.of_pairs(right), count)
+    doubted, label_doubted = explain(prior, outside, evidence.of_pairs(counted), count)
+
+    def lost(share: float) -> Tensor:
+        """Mean probability of a wrong label by a share of the mistakes; both are linear in it."""
+        right_ones = known[:, 0].lerp(doubted[:, 0], share)
+        return 1 - (right_ones / label.lerp(label_doubted, share)).mean()
+
+    low, high = 0.0, 1 / max(float(1 - counted.diagonal().min()), _LEAST_MISSED)
+    if lost(high) < wrong:
+        return None
+    for _ in range(_HALVINGS):
+        share = (low + high) / 2
+        if lost(share) < wrong:
+            low = share
+        else:
+            high = share
+    return right.lerp(counted, low)

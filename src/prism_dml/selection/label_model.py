@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from prism_dml.selection.candidates import ClassEvidence, count_drawn
-from prism_dml.selection.confident_joint import confident_joint, expected_pairs
+from prism_dml.selection.confident_joint import confident_joint, expected_pairs, pairs_as_often
 from prism_dml.selection.draw import some
 from prism_dml.selection.mistakes import AnyAlike, ByPair, ByPartner, Mistakes
 from prism_dml.selection.noise_parameters import NoiseParameters
 from prism_dml.selection.partners import cost_of_partners, find_partners
-from prism_dml.selection.posterior import Posterior
+from prism_dml.selection.posterior import Posterior, explain
 
 _LOGIT = -3.0  # the middle of the prior of r's
 _PER_FLIP = 25  # samples for each pair of classes, from which on pairs have their own shares of wrong labels
@@ -23,7 +23,6 @@ _SETTLED = 1e-6  # change of the mean loss that says nothing
 _ANOTHER = 1e-3  # nats a label, by which a second maximum is higher: else both are the same
 _SEEN_EACH = 5.0  # samples of each class with each label, before they are counted: no mistake is impossible
 _FEWEST = 0.5  # members of a class: that there are none may be by chance
-_LEAST_MISSED = 1e-6  # of the labels of a class, so that there is an interval
 _HALVINGS = 30  # of the interval that the rate is in
 FAR = -4.0
 """Affinity (interquartile ranges from the median) at which a sample is as likely of no class as of one; Tukey's far
@@ -117,25 +116,7 @@ class LabelModel:
         wrong = 1 - self(evidence).classes[:, 0].mean()
         prior, outside = self._prior(self.parameters.all_classes, evidence)
         self._joint_counts = confident_joint(prior, evidence.classes, self.num_classes) + _SEEN_EACH
-        right, counted = torch.eye(self.num_classes).to(self._joint_counts), self._counted(self._joint_counts)
-        known, label = self._explain(prior, outside, evidence.of_pairs(right))
-        doubted, label_doubted = self._explain(prior, outside, evidence.of_pairs(counted))
-
-        def lost(share: float) -> Tensor:
-            """Mean probability of a wrong label by a share of the mistakes that were counted; both are linear in it."""
-            right_ones = known[:, 0].lerp(doubted[:, 0], share)
-            return 1 - (right_ones / label.lerp(label_doubted, share)).mean()
-
-        low, high = 0.0, 1 / max(float(1 - counted.diagonal().min()), _LEAST_MISSED)
-        if lost(high) < wrong:  # where hardly any mistakes were counted: those that were fitted stay
-            return
-        for _ in range(_HALVINGS):
-            share = (low + high) / 2
-            if lost(share) < wrong:
-                low = share
-            else:
-                high = share
-        self._pairs = right.lerp(counted, low)
+        self._pairs = pairs_as_often(wrong, self._counted(self._joint_counts), prior, outside, evidence)
 
     @torch.no_grad()
     def __call__(self, evidence: ClassEvidence) -> Posterior:
@@ -245,7 +226,7 @@ class LabelModel:
         members = self._members(evidence)
         parameters = parameters.centred(members)
         prior, outside = self._prior(parameters.all_classes, evidence)
-        _, label = self._explain(prior, outside, parameters.seen(evidence))
+        _, label = explain(prior, outside, parameters.seen(evidence), self.num_classes)
         return parameters.penalty(members, len(label)) / (2 * len(label)) - label.log().mean()
 
     @torch.no_grad()
@@ -273,7 +254,7 @@ class LabelModel:
     def _expected_members(self, evidence: ClassEvidence) -> Tensor:
         """Number of samples of each class, (C,), to be expected by what is known so far, and `_FEWEST`."""
         prior, outside = self._prior(self.parameters.all_classes, evidence)
-        classes, label = self._explain(prior, outside, self.parameters.seen(evidence))
+        classes, label = explain(prior, outside, self.parameters.seen(evidence), self.num_classes)
         members = label.new_full((self.num_classes,), _FEWEST)
         return members.index_add_(
             0, evidence.classes.flatten(), (classes / label[:, None]).flatten().to(members)
@@ -289,7 +270,7 @@ class LabelModel:
     ) -> Posterior:
         prior, outside = self._prior(parameters.all_classes, evidence)
         seen = parameters.seen(evidence) if pairs is None else evidence.of_pairs(pairs)
-        classes, label = self._explain(prior, outside, seen)
+        classes, label = explain(prior, outside, seen, self.num_classes)
         even = prior  # a rare class wins where evidence is for it; where there is none, members do not count
         if self._log_members is not None:
             each = evidence.of_classes(self._log_members.exp().to(prior))
@@ -308,8 +289,3 @@ class LabelModel:
         scores[evidence.unknown, 0] = blank
         outside = (2 * (FAR - evidence.affinity)).sigmoid().clamp(max=_MOST_OUTSIDE) * evidence.known
         return scores.softmax(dim=1), outside
-
-    def _explain(self, prior: Tensor, outside: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """Probability of each candidate together with the given label (n, M), and of the label (n,)."""
-        classes = prior * seen * (1 - outside[:, None])
-        return classes, (classes.sum(dim=1) + outside / self.num_classes).clamp(min=1e-30)

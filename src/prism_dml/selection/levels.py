@@ -57,6 +57,13 @@ def side_by_side(levels: Tensor, widths: tuple[int, ...], beside: Tensor | None 
     return compared
 
 
+def joined(rows: Tensor, beside: Tensor) -> Tensor:
+    """Unit rows (N, D) and others (N, M), equally long, side by side as unit rows (N, D + M). Rows of zeros stay."""
+    whole = rows.new_empty(len(rows), rows.shape[1] + beside.shape[1])
+    whole[:, : rows.shape[1]], whole[:, rows.shape[1] :] = rows, beside
+    return whole.div_(whole.norm(dim=1, keepdim=True).clamp(min=1e-12))
+
+
 def _moments(levels: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (L,) of what the known samples have."""
     count = known.sum().clamp(min=1)

@@ -30,3 +30,16 @@ class Posterior:
         does, doubts are mostly chance, and would confirm themselves.
         """
         return 1 - (2 * self.knowledge).clamp(max=1) * (1 - self.classes[:, 0])
+
+
+def explain(prior: Tensor, outside: Tensor, seen: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Probability of each candidate together with the given label, (n, M), and of the label, (n,).
+
+    Args:
+        prior: (n, M) probability of each candidate, were all of some class.
+        outside: (n,) probability of no class, whose label is any of `num_classes`.
+        seen: (n, M) how often each candidate class has the given label.
+        num_classes: number of classes.
+    """
+    classes = prior * seen * (1 - outside[:, None])
+    return classes, (classes.sum(dim=1) + outside / num_classes).clamp(min=1e-30)
