@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import timm
@@ -57,6 +58,20 @@ def test_help_names_every_protocol_that_comes_with_prism(prism, capsys):
         prism("benchmark", "--help")
     said = capsys.readouterr().out.replace(",", " ").replace(";", " ").split()
     assert not set(shipped_protocols()) - set(said)
+
+
+def test_a_folder_that_may_not_be_written_to_is_refused(prism, image_folder, tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    protocol, out = tmp_path / "p.yaml", tmp_path / "out"
+    protocol.write_text(PROTOCOL, encoding="utf-8")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "touch", refused)
+        code, _, said = prism("benchmark", protocol, "--out", out, "--data-root", image_folder.parent)
+    assert code == 2
+    assert said == f"prism: error: {out / 'results.jsonl'} cannot be written: Permission denied\n"
+    assert not list(out.iterdir()), "nothing was begun"
 
 
 def test_one_process_at_a_time_in_a_folder(prism, image_folder, tmp_path):

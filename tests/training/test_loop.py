@@ -793,8 +793,8 @@ def test_a_frozen_backbone_sees_each_image_once(options, table, settings, publis
             np.testing.assert_allclose(embedding, by_path[path], atol=1e-5)
 
     train_until(6, table, config, tmp_path / "cut")
-    remembered = load_file(tmp_path / "cut" / CHECKPOINT)
-    assert "method/unlearned" not in remembered or remembered["method/unlearned"].any()
+    if options["method"] == "refract":
+        assert load_file(tmp_path / "cut" / CHECKPOINT)["method/unlearned"].any(), "the features are judged"
     assert train(table, config, tmp_path / "cut", resume=True) == expected
     assert left_behind(tmp_path / "whole") == left_behind(tmp_path / "cut")
 
