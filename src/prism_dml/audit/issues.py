@@ -16,7 +16,7 @@ from prism_dml.audit.kinds import KINDS, settle
 from prism_dml.data import SCORES
 from prism_dml.retrieval import neighbour_graph
 from prism_dml.retrieval.neighbours import unit_rows
-from prism_dml.selection.cross_fit import judge_labels
+from prism_dml.selection.bursts import judge_by_bursts
 from prism_dml.selection.label_judgement import LabelJudgement
 
 NEIGHBOURS = 64
@@ -56,7 +56,7 @@ def find_label_issues(
     Raises:
         ValueError: no samples, wrong shapes, values that are not finite, missing labels, or scores that do not fit.
 
-    Source: PRISM (Liu et al., CVPR 2021), sec. 3.2, for trust by leave-one-out similarity; see `judge_labels`.
+    Source: PRISM (Liu et al., CVPR 2021), sec. 3.2, for trust by leave-one-out similarity; see `judge_by_bursts`.
     """
     rows = unit_rows(embeddings, "embeddings")
     given, codes = _encode(labels, len(rows))
@@ -69,9 +69,9 @@ def find_label_issues(
     if len(classes) < 2:
         return _nothing_wrong(given)
 
-    near, neighbours = neighbour_graph(rows, min(NEIGHBOURS, len(rows) - 1))
+    near, neighbours = _nearest(rows)
     names = _names(given, codes)
-    by_embeddings = judge_labels(rows, inside, near, neighbours)
+    by_embeddings = judge_by_bursts(rows, inside, near, neighbours, _nearest)
     judgement = by_embeddings
     if scores is not None:
         heard = scores.iloc[found.cpu().numpy()]
@@ -106,6 +106,11 @@ def find_label_issues(
         "ambiguous_classes": [tuple(pair) for pair in names[classes[verdict.pairs].cpu().numpy()].tolist()],
     }
     return frame
+
+
+def _nearest(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines to the nearest neighbours of unit vectors (N, D), and their numbers."""
+    return neighbour_graph(rows, min(NEIGHBOURS, len(rows) - 1))
 
 
 def _numbers(suggested: pd.Series, names: NDArray[Any]) -> NDArray[np.intp]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from prism_dml.retrieval import neighbour_graph
-from prism_dml.selection.cross_fit import judge_labels
+from prism_dml.selection.bursts import judge_by_bursts
 from prism_dml.selection.mistakes import LEAST_RATE, AnyAlike, Mistakes
 
 OTHERS = 4
@@ -75,8 +75,7 @@ def judge(embeddings: Tensor, labels: Tensor) -> Judged:
     if len(present) < 2:  # nothing to choose from
         return Judged(classes, chances, suggested, probability, nowhere, 0.0, AnyAlike(0.0))
     rows = embeddings[found]
-    near, neighbours = neighbour_graph(rows, min(NEIGHBOURS, len(rows) - 1), EXACT_UP_TO)
-    judgement = judge_labels(rows, inside, near, neighbours)
+    judgement = judge_by_bursts(rows, inside, *_nearest(rows), _nearest)
     given, others = judgement.chances[:, :1], judgement.chances[:, 1:]
     best, column = others.topk(min(OTHERS, others.shape[1]), dim=1)
     width = 1 + best.shape[1]
@@ -87,6 +86,11 @@ def judge(embeddings: Tensor, labels: Tensor) -> Judged:
     nowhere[found] = judgement.nowhere.to(nowhere)
     mistakes = judgement.mistakes.among(present, int(labels.max()) + 1)
     return Judged(classes, chances, suggested, probability, nowhere, judgement.noise_rate, mistakes)
+
+
+def _nearest(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines to the nearest neighbours of unit vectors (N, D), and their numbers."""
+    return neighbour_graph(rows, min(NEIGHBOURS, len(rows) - 1), EXACT_UP_TO)
 
 
 def certain(labels: Tensor) -> tuple[Tensor, Tensor]:
