@@ -78,6 +78,16 @@ def test_pickles_are_refused_by_every_reader(name, read, kind, flag: Path, tmp_p
     assert not flag.exists() and "\n" not in str(refusal.value) and str(tmp_path) in str(refusal.value)
 
 
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x02."])
+def test_what_is_no_file_of_weights_is_refused_in_one_line(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    file.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"weights\.pth is not a file of weights, or holds more than tensors$"
+    ):
+        with_weights(file)
+
+
 def test_arrays_of_objects_are_refused(flag: Path, tmp_path: Path) -> None:
     for name in ("embeddings", "labels", "paths"):
         arrays = {"embeddings": np.ones((1, 2)), "labels": np.array(["a"]), "paths": np.array(["p"])}

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 import prism_dml.data.noise as noise
 from prism_dml.data.noise import corrupt_labels, corrupt_table, pixel_features, small_cluster
@@ -264,3 +265,14 @@ def test_symmetric_noise_on_real_data() -> None:
     train = corrupt_table(table, "symmetric", 0.5, seed=0).split("train")
     assert train.num_classes == 964
     assert train.is_noisy is not None and train.is_noisy.sum() == 9640
+
+
+@pytest.mark.skipif(DATA is None, reason="PRISM_DATA is not set")
+def test_small_clusters_do_not_depend_on_the_threads() -> None:
+    assert DATA is not None
+    table = read_table(Path(DATA, "grocery.parquet"))
+    found = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            found.append(corrupt_table(table, "small-cluster", 0.25, seed=0).labels)
+    assert np.array_equal(*found)

@@ -180,7 +180,7 @@ def pixel_features(table: ImageTable, progress: Callable[[int, int], None] | Non
     components = PCA(min(FEATURE_COMPONENTS, *sample.shape), svd_solver="randomized", random_state=0).fit(
         sample
     )
-    features = np.zeros((len(table), components.n_components_), dtype=np.float32)
+    features = np.zeros((len(table), components.n_components_))
     for start in range(
         0, len(pixels), PCA_SAMPLES
     ):  # in parts: as floats, all pixels take four times the memory
@@ -267,7 +267,8 @@ def _clusters(points: FloatArray, generator: np.random.Generator) -> IntArray:
 
 
 def _unit(pixels: NDArray[np.uint8]) -> FloatArray:
-    values = pixels.astype(np.float32)
+    # In float32 clusters would depend on how many threads add up, and on the processor.
+    values = pixels.astype(np.float64)
     return np.asarray(values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1))
 
 

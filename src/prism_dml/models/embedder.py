@@ -215,6 +215,8 @@ def _build_timm(
     if weights is not None:
         if not Path(weights).is_file():
             raise ValueError(f"no such file of weights: {weights}")
+        if Path(weights).suffix != ".safetensors":  # timm's own loading may run code in a pickle
+            _refuse_code(weights)
         options = dict(options)
         options["pretrained_cfg_overlay"] = {"file": str(weights), "source": "", "custom_load": False}
     start = (
@@ -225,10 +227,6 @@ def _build_timm(
         else "so"
     )
     try:
-        if weights is not None and Path(weights).suffix != ".safetensors":
-            torch.load(
-                weights, map_location="cpu", weights_only=True
-            )  # timm's own loading may run code in a pickle
         model: nn.Module = timm.create_model(
             name, pretrained=pretrained or weights is not None, num_classes=0, **options
         )
@@ -238,6 +236,14 @@ def _build_timm(
         torch.set_rng_state(state)
         _check_loaded(model, timm.create_model(name, num_classes=0, **plain), name, weights)
     return model
+
+
+def _refuse_code(weights: str | Path) -> None:
+    """ValueError if a file is not tensors that torch can load without running what is in it."""
+    try:
+        torch.load(weights, map_location="cpu", weights_only=True)
+    except Exception as error:  # the kind says little, and torch's text how to run it all the same
+        raise ValueError(f"{weights} is not a file of weights, or holds more than tensors") from error
 
 
 def _check_loaded(model: nn.Module, fresh: nn.Module, name: str, weights: str | Path) -> None:

@@ -16,12 +16,12 @@ from prism_dml.selection.discriminant import class_sums
 from prism_dml.selection.label_judgement import LabelJudgement
 
 _LOOKED_AT = 8  # nearest neighbours: the other ones of a larger burst are found through these
-_NEARLY_ALIKE = 0.5  # of the distance that two samples of a class usually have, at most
-_TOGETHER = 0.95  # of the pairs that are nearly alike have one label, if labels were given to whole bursts,
-_FEWEST = 100  # and of so many at least: it is no chance
-_OUTNUMBERED = (
-    3  # times as many samples of a class as of a burst, at least: else the burst is what the class is
-)
+# Shares of the distance that two samples of a class usually have: as far as bursts show.
+_NEARLY_ALIKE = (0.6, 0.5, 0.4)
+_ONE_LABEL = 0.95  # of the bursts have one label only, if labels were given to bursts
+_FEWEST = 30  # bursts: it is no chance that these have
+_MOST_OF_CLASS = 3  # a burst of more than a third of its class counts as three: it is what the class is
+_TOO_LARGE = 0.05  # of the samples in such ones: more, and what is found are no bursts, but classes
 
 
 @torch.no_grad()
@@ -33,6 +33,8 @@ def judge_by_bursts(
     nearest: Callable[[Tensor], tuple[Tensor, Tensor]],
 ) -> LabelJudgement:
     """Judge every label, see `judge_labels`; the samples of a burst count as one, and are judged alike.
+
+    `mistakes` and `rate_error` are then those of bursts. Where there are some, neighbours are searched for once more.
 
     Args:
         embeddings: (N, D) float32 unit vectors.
@@ -54,7 +56,9 @@ def judge_by_bursts(
         judgement,
         suggested=judgement.suggested[burst],
         suggested_probability=judgement.suggested_probability[burst],
-        candidates=find_candidates(labels, similarities, neighbours),
+        candidates=replace(
+            find_candidates(labels, similarities, neighbours), affinity=judgement.candidates.affinity[burst]
+        ),
         classes=judgement.classes[burst],
         chances=judgement.chances[burst],
         nowhere=judgement.nowhere[burst],
@@ -68,10 +72,10 @@ def find_bursts(
     """The burst that each sample is of, (N,) in [0, B), its own for most; None: labels were not given to bursts.
 
     A wrong label that was given to twenty photographs of one thing, taken in a burst or cut from a video, is one
-    mistake. Each of them would vouch for the others, and class means were known by far fewer photographs than there
-    are. But where each was labelled by itself, those that are nearly alike say most of each other. So they are taken
-    for a burst as far as nearly all pairs that are so near, or nearer, have one label: then labels were given to
-    bursts, or all are right.
+    mistake. Each of them would vouch for the others, and a class would seem to be known by twenty times as many samples
+    as it is. But if each was labelled by itself, no sample is better evidence on it than those that are nearly alike.
+    So what is linked by small distances is a burst only if nearly everything that is so linked has one label. Where
+    that holds for several distances, by the largest one. O(N K) time and memory.
 
     Args:
         embeddings: (N, D) float32 unit vectors.
@@ -79,27 +83,43 @@ def find_bursts(
         similarities: (N, K) cosines to the nearest neighbours, not increasing along a row.
         neighbours: (N, K) their sample numbers.
     """
-    from scipy.sparse import coo_array  # slow to import
-    from scipy.sparse.csgraph import connected_components
-
     sums, members = class_sums(embeddings, labels, torch.ones_like(similarities[:, 0]))
     # Of unit vectors x with mean m, half the squared distance of two is 1 - x.x', and 1 - |m|^2 on average.
     usual = 1 - float((sums.square().sum(dim=1) / members.clamp(min=1)).sum() / len(labels))
-    near, others = similarities[:, :_LOOKED_AT], neighbours[:, :_LOOKED_AT]
-    apart, same = 1 - near, labels[others] == labels[:, None]
-    alike = apart <= _NEARLY_ALIKE**2 * usual
-    farther, order = apart[alike].sort(stable=True)
-    agreeing = same[alike][order].cumsum(0) / torch.arange(1, len(order) + 1, device=labels.device)
-    far_enough = (agreeing >= _TOGETHER).nonzero()[-1:]
-    if int(far_enough.sum()) < _FEWEST - 1:
-        return None
-    together = same & (apart <= farther[far_enough].max())
-    sample, other = together.nonzero()[:, 0].cpu().numpy(), others[together].cpu().numpy()
-    links = coo_array((np.ones(len(sample), np.int8), (sample, other)), shape=(len(labels), len(labels)))
-    burst = torch.from_numpy(connected_components(links, directed=False)[1]).to(labels)
-    of_burst, of_class = torch.bincount(burst)[burst], torch.bincount(labels)[labels]
-    alone = len(labels) + torch.arange(len(labels), device=labels.device)
-    found: Tensor = torch.unique(
-        torch.where(of_class >= _OUTNUMBERED * of_burst, burst, alone), return_inverse=True
-    )[1]
+    of_class = members.long()[labels]
+    for share in _NEARLY_ALIKE:
+        linked = _linked(1 - similarities[:, :_LOOKED_AT] <= share**2 * usual, neighbours)
+        size, count = torch.bincount(linked), len(members)
+        several = size > 1
+        pairs, burst = torch.unique(linked * count + labels, return_inverse=True)
+        one_label = (torch.bincount(pairs // count) == 1)[several].float()
+        too_large = several[linked] & (_MOST_OF_CLASS * size[linked] > of_class)
+        if (
+            len(one_label) >= _FEWEST
+            and one_label.mean() >= _ONE_LABEL
+            and too_large.float().mean() <= _TOO_LARGE
+        ):
+            return _in_pieces(burst, of_class)
+    return None
+
+
+def _linked(near: Tensor, neighbours: Tensor) -> Tensor:
+    """What each sample is linked with, (N,) in [0, L), by which of its first neighbours are near, (N, k) bool."""
+    from scipy.sparse import coo_array  # slow to import
+    from scipy.sparse.csgraph import connected_components
+
+    sample = near.nonzero()[:, 0].cpu().numpy()
+    other = neighbours[:, : near.shape[1]][near].cpu().numpy()
+    links = coo_array((np.ones(len(sample), np.int8), (sample, other)), shape=(len(near), len(near)))
+    return torch.from_numpy(connected_components(links, directed=False)[1]).to(neighbours)
+
+
+def _in_pieces(burst: Tensor, of_class: Tensor) -> Tensor:
+    """Numbers (N,) from 0 on of bursts, cut so that none is more than a third of its class (N,); a sample at least."""
+    order = burst.argsort(stable=True)
+    size = torch.bincount(burst)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=order.device) - (size.cumsum(0) - size)[burst[order]]
+    piece = place // (of_class // _MOST_OF_CLASS).clamp(min=1)
+    found: Tensor = torch.unique(burst * (int(piece.max()) + 1) + piece, return_inverse=True)[1]
     return found
