@@ -6,8 +6,9 @@ Needs the extra `benchmark` (cleanlab), cifar10n_worse.parquet in $PRISM_DATA, a
 benchmarks/imagenet_weights.py fetches. Of each of CIFAR-10's classes some images of the training split are drawn, and
 each is made a burst: cut a little smaller at a random place, turned by up to 8 degrees, lighter or darker by up to 15
 per cent. A network with ImageNet weights embeds them at 128 pixels. Labels are given to bursts, 30 % of them wrong, any
-other alike; or to each image by itself; or all are right. Each method is asked which labels are wrong; "Prism, no
-bursts" judges each image by itself. Rows are in random order. A finished run is one line of results.jsonl and is not
+other alike; or to each image by itself; or all are right. Each method is asked which labels are wrong, and told
+nothing of bursts: cleanlab's five folds are cut over images, so that its classifiers have seen a burst's other images.
+"Prism, no bursts" judges each image by itself, and leaves out what an audit settles between near-identical images. Rows are in random order. A finished run is one line of results.jsonl and is not
 run again.
 """
 
@@ -47,7 +48,7 @@ COLUMNS = {"auroc": "AUROC", "f1": "F1 at its own cut", "doubted": "right labels
 
 
 def by_itself(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """As `find_label_issues`, were there no such thing as bursts."""
+    """What `find_label_issues` goes by, were there no such thing as bursts."""
     rows = normalize(torch.from_numpy(embeddings), dim=1)
     found = judge_labels(rows, torch.from_numpy(labels), *neighbour_graph(rows, 64))
     score = found.clean_probability.numpy()
