@@ -5,11 +5,11 @@
 Needs the extra `benchmark` (cleanlab), cifar10n_worse.parquet in $PRISM_DATA, and beside it the weights that
 benchmarks/imagenet_weights.py fetches. Of each of CIFAR-10's classes some images of the training split are drawn, and
 each is made a burst: cut a little smaller at a random place, turned by up to 8 degrees, lighter or darker by up to 15
-per cent. A network with ImageNet weights embeds them at 128 pixels. Labels are given to bursts, 30 % of them wrong, any
-other alike; or to each image by itself; or all are right. Each method is asked which labels are wrong, and told
+per cent. A network with ImageNet weights embeds them at 128 pixels. Labels are given to bursts, 30 % of them wrong,
+any other alike; or to each image by itself; or all are right. Each method is asked which labels are wrong, and told
 nothing of bursts: cleanlab's five folds are cut over images, so that its classifiers have seen a burst's other images.
-"Prism, no bursts" judges each image by itself, and leaves out what an audit settles between near-identical images. Rows are in random order. A finished run is one line of results.jsonl and is not
-run again.
+"Prism, no bursts" judges each image by itself, and leaves out what an audit settles between near-identical images.
+Rows are in random order. A finished run is one line of results.jsonl and is not run again.
 """
 
 import argparse
