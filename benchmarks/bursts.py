@@ -27,11 +27,10 @@ from PIL import Image, ImageEnhance
 from resumed import read_results
 from sklearn.metrics import f1_score, roc_auc_score
 from torch.nn.functional import normalize
-from wrong_labels import IMAGENET, METHODS, WEIGHTS
+from wrong_labels import IMAGENET, METHODS, WEIGHTS, by_method
 
 import prism_dml
 from prism_dml.benchmark.frozen import embedded_once
-from prism_dml.benchmark.table import spread
 from prism_dml.data import read_table
 from prism_dml.data.vectors import open_vectors
 from prism_dml.retrieval import neighbour_graph
@@ -135,18 +134,7 @@ def write_table(out: Path, results: list[dict]) -> None:
                 else f"{times} of each, all labels right"
             )
             lines += [f"## {title}" + (f", {share:.1%} wrong" if share else ""), ""]
-            lines += [
-                "| method | seeds | " + " | ".join(COLUMNS.values()) + " |",
-                "|" + "---|" * (len(COLUMNS) + 2),
-            ]
-            for method in ASKED:
-                runs = [r for r in mine if r["method"] == method]
-                cells = [
-                    spread([r[c] for r in runs], 3) if share or c in ("doubted", "rate") else ""
-                    for c in COLUMNS
-                ]
-                lines += ["| " + " | ".join([method, str(len(runs)), *cells]) + " |"] if runs else []
-            lines.append("")
+            lines += by_method(mine, ASKED, COLUMNS)
     (out / "table.md").write_text("\n".join(lines))
 
 

@@ -22,6 +22,7 @@ import platform
 import tempfile
 import time
 import warnings
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -183,6 +184,23 @@ def measure(score: np.ndarray, flagged: np.ndarray, rate: float, wrong: np.ndarr
     }
 
 
+def by_method(runs: list[dict], methods: Iterable[str], columns: dict[str, str]) -> list[str]:
+    """A table's lines: a row for each method that has runs, a column for each number by its name; None: empty."""
+    lines = ["| method | seeds | " + " | ".join(columns.values()) + " |", "|" + "---|" * (len(columns) + 2)]
+    for method in methods:
+        mine = [run for run in runs if run["method"] == method]
+        if not mine:
+            continue
+        cells = [
+            ""
+            if mine[0][name] is None
+            else spread([run[name] for run in mine], 1 if name == "seconds" else 3)
+            for name in columns
+        ]
+        lines.append("| " + " | ".join([method, str(len(mine)), *cells]) + " |")
+    return [*lines, ""]
+
+
 def write_table(out: Path, results: list[dict]) -> None:
     lines = [
         "# Wrong labels found",
@@ -204,14 +222,7 @@ def write_table(out: Path, results: list[dict]) -> None:
         share = mean(r["wrong"] for r in mine)
         source, data, kind, _ = cell
         lines += [f"## {data}, {kind}, {share:.1%} wrong, embeddings by {source}", ""]
-        lines += ["| method | seeds | " + " | ".join(HEADER) + " |", "|" + "---|" * (len(HEADER) + 2)]
-        for method in METHODS:
-            runs = [r for r in mine if r["method"] == method]
-            if not runs:
-                continue
-            cells = [spread([r[column] for r in runs], 1 if column == "seconds" else 3) for column in COLUMNS]
-            lines.append("| " + " | ".join([method, str(len(runs)), *cells]) + " |")
-        lines.append("")
+        lines += by_method(mine, METHODS, dict(zip(COLUMNS, HEADER, strict=True)))
     (out / "table.md").write_text("\n".join(lines))
 
 
