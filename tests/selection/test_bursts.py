@@ -101,6 +101,15 @@ def test_samples_that_are_not_nearly_alike_are_no_bursts():
     assert find_bursts(rows, labels, *nearest(rows)) is None
 
 
+@pytest.mark.parametrize(("pairs", "told"), [(10, False), (60, True)])
+def test_a_few_bursts_tell_nothing(pairs: int, told: bool):
+    rows, labels, _, thing = taken(times=2, things=60)
+    first = torch.full((len(rows),), len(rows)).scatter_reduce(0, thing, torch.arange(len(rows)), "amin")
+    kept = (thing < pairs) | (first[thing] == torch.arange(len(rows)))  # all others once
+    found = find_bursts(rows[kept], labels[kept], *nearest(rows[kept]))
+    assert (found is not None) is told
+
+
 def test_a_burst_that_is_more_than_a_third_of_its_class_counts_as_several():
     rows, labels, _, thing = taken(times=12, things=30, wrong=0.0)
     few = torch.where(labels == 0, thing < 2, labels > 0)  # class 0 is two bursts of twelve
