@@ -112,3 +112,12 @@ def test_other_columns_of_a_list_stay(prism, tmp_path):
     assert (tmp_path / "n.csv").read_text() == (
         "id,path,label,note,clean_label,is_noisy\n007,a.png,b,x,a,True\n008,b.png,a,,b,True\n"
     )
+
+
+def test_never_overwrites_the_matrix(prism, image_folder, tmp_path):
+    matrix = tmp_path / "m.csv"
+    matrix.write_text("0,1,0\n0,1,0\n0,0,1\n")
+    options = ("--kind", "class-conditional", "--confusion", matrix, "--out", matrix)
+    status, _, error = prism("corrupt", image_folder, *options)
+    assert status == 2 and "it is the input, which is never overwritten" in error
+    assert matrix.read_text() == "0,1,0\n0,1,0\n0,0,1\n"

@@ -187,6 +187,16 @@ def test_the_data_are_never_written_over_nor_added_to(prism, run_folder, image_f
     assert [(file.name, file.read_bytes()) for file in shards.iterdir()] == [("a.parquet", before)]
 
 
+def test_what_training_has_left_is_not_written_over(prism, run_folder, image_folder, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    (run / "embeddings.parquet").write_bytes(b"with scores")
+    status, _, error = prism("embed", run, image_folder, "--out", run / "embeddings.parquet")
+    assert status == 2 and "it is the input, which is never overwritten" in error
+    assert (run / "embeddings.parquet").read_bytes() == b"with scores"
+    assert prism("embed", run, image_folder, "--out", run / "others.parquet")[0] == 0
+
+
 def test_nothing_is_written_where_it_would_become_a_class(
     prism, run_folder, image_folder, tmp_path, monkeypatch
 ):

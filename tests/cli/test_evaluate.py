@@ -113,3 +113,31 @@ def test_an_interrupted_run_has_no_model_yet(prism, image_folder, tmp_path):
 def test_classes_of_one_image_each_cannot_be_measured():
     with pytest.raises(ValueError, match="no query has a reference"):
         measure(embedded(PAIRS[:2], [0, 1]), 0)
+
+
+def test_one_class_tells_nothing(prism, run_folder, image_folder, tmp_path):
+    shutil.copytree(image_folder / "test" / "fork", tmp_path / "fork")
+    status, shown, error = prism("evaluate", run_folder, tmp_path)
+    assert (status, shown) == (2, "")
+    assert error == "prism: error: 2 classes or more are needed, the data has 1: fork\n"
+
+
+def test_nothing_that_is_read_is_written_over(prism, run_folder, image_folder, tmp_path):
+    listed = tmp_path / "list.csv"
+    images = sorted((image_folder / "train").rglob("*.png"))
+    listed.write_text("path,label\n" + "".join(f"{file},{file.parent.name}\n" for file in images))
+    for target in (listed, run_folder / "model" / "model.json"):
+        before = target.read_bytes()
+        status, _, error = prism("evaluate", run_folder, listed, "--json", target)
+        assert status == 2 and "it is the input, which is never overwritten" in error
+        assert target.read_bytes() == before
+
+
+def test_a_file_that_cannot_be_written_is_told_before_the_work(
+    prism, run_folder, image_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("prism_dml.cli.evaluate.embed_table", None)
+    (tmp_path / "file").touch()
+    status, _, error = prism("evaluate", run_folder, image_folder, "--json", tmp_path / "file" / "m.json")
+    assert (status, error.count("\n")) == (2, 1)
+    assert "cannot be written" in error

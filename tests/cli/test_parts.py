@@ -315,3 +315,27 @@ def test_options_that_do_not_fit(prism, model, data, tmp_path):
     ):
         status, _, error = prism("embed", model, data, *options)
         assert status == 2 and message in error, error
+
+
+def test_an_image_that_can_be_read_by_now_is_not_left_out_for_ever(prism, model, tmp_path, caplog):
+    for name in ("a", "b"):
+        (tmp_path / "d" / name).mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (20, 20), (40 * i, 9, ord(name))).save(tmp_path / "d" / name / f"{i}.png")
+    bad = [tmp_path / "d" / "a" / "5.png", tmp_path / "d" / "b" / "4.png"]
+    whole = [file.read_bytes() for file in bad]
+    for file in bad:
+        file.write_bytes(b"")
+    command = ("embed", model, tmp_path / "d", "--out", tmp_path / "e", *PARTS, "--max-unreadable", 0.5)
+    assert prism(*command)[1].startswith("10 embeddings")
+    first = (tmp_path / "e" / "part-00000.parquet").stat().st_mtime_ns
+    caplog.clear()
+    assert prism(*command)[1].startswith("10 embeddings")
+    assert "'a/5.png'" in caplog.text and "'b/4.png'" in caplog.text  # named as at first
+    bad[0].write_bytes(whole[0])
+    assert prism(*command)[1].startswith("11 embeddings")
+    bad[1].write_bytes(whole[1])
+    assert prism(*command[:-2])[1].startswith("12 embeddings")
+    assert prism("embed", model, tmp_path / "d", "--out", tmp_path / "new", *PARTS)[0] == 0
+    assert contents(tmp_path / "e") == contents(tmp_path / "new")
+    assert (tmp_path / "e" / "part-00000.parquet").stat().st_mtime_ns == first  # that one had all

@@ -75,15 +75,60 @@ def test_another_model_is_refused(prism, image_folder, index, tmp_path, dim):
     )
 
 
-def test_an_index_of_a_file_tells_no_model(prism, run_folder, image_folder, tmp_path):
-    assert prism("embed", run_folder, image_folder, "--out", tmp_path / "e.npz")[0] == 0
+@pytest.mark.parametrize("name", ["e.npz", "e.parquet"])
+def test_an_index_of_a_file_knows_the_model_that_filled_it(prism, run_folder, image_folder, tmp_path, name):
+    assert prism("embed", run_folder, image_folder, "--out", tmp_path / name)[0] == 0
+    assert prism("index", tmp_path / name, "--out", tmp_path / "i")[0] == 0
+    query = image_folder / "test" / "fork" / "0.png"
+    assert prism("search", run_folder, tmp_path / "i", query)[0] == 0
+    other = tmp_path / "other"
+    save(Embedder("small", 6, seed=1, image_size=16, backbone_options={"widths": [8, 8]}), other)
+    status, _, error = prism("search", other, tmp_path / "i", query)
+    assert status == 2 and "was built with another model" in error
+
+
+def test_an_index_of_somebodys_embeddings_tells_no_model(prism, image_folder, tmp_path, caplog):
+    np.savez(tmp_path / "e.npz", embeddings=np.eye(6), labels=list("abcdef"))
     assert prism("index", tmp_path / "e.npz", "--out", tmp_path / "i")[0] == 0
     for dim, refused in ((6, False), (5, True)):
         other = tmp_path / f"other {dim}"
         save(Embedder("small", dim, seed=1, image_size=16, backbone_options={"widths": [8, 8]}), other)
+        caplog.clear()
         status, _, error = prism("search", other, tmp_path / "i", image_folder / "test")
         assert (status == 2) == refused
+        assert f"{tmp_path / 'i'} does not tell what model it was built with" in caplog.text
     assert "embeddings of 6 numbers, the query of 5: it was built with another model" in error
+
+
+def test_embeddings_are_indexed_with_the_data_that_they_are_of_only(
+    prism, run_folder, image_folder, tmp_path
+):
+    assert prism("embed", run_folder, image_folder / "train", "--out", tmp_path / "e.npz")[0] == 0
+    for data, message in (
+        (tmp_path / "none", "no such file or folder"),
+        (image_folder / "test", "is not in the data"),
+    ):
+        status, _, error = prism("index", tmp_path / "e.npz", data, "--out", tmp_path / "i")
+        assert (status, error.count("\n")) == (2, 1)
+        assert message in error and not (tmp_path / "i").exists()
+    assert prism("index", tmp_path / "e.npz", image_folder / "train", "--out", tmp_path / "i")[0] == 0
+
+
+@pytest.mark.parametrize("option", ["--sheet", "--json"])
+@pytest.mark.parametrize("what", ["query", "index", "model"])
+def test_nothing_that_is_read_is_written_over(prism, run_folder, image_folder, index, tmp_path, option, what):
+    query = tmp_path / "query.png"
+    shutil.copy(image_folder / "test" / "fork" / "3.png", query)
+    read = {"query": query, "index": index / "index.json", "model": run_folder / "model" / "model.json"}[what]
+    target = tmp_path / "link.png"
+    target.symlink_to(read)
+    before = read.read_bytes()
+    status, _, error = prism("search", run_folder, index, query, option, target)
+    assert (status, error) == (
+        2,
+        f"prism: error: {target}: it is the input, which is never overwritten; choose another name\n",
+    )
+    assert read.read_bytes() == before
 
 
 def test_an_index_needs_a_model_or_embeddings_with_labels(prism, image_folder, tmp_path):

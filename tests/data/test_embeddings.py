@@ -97,6 +97,11 @@ def test_scores_beside_the_embeddings(tmp_path):
             "labels from 0 to 2, but 2 classes",
         ),
         ({"embeddings": VECTORS, "labels": [[0], [2]]}, "labels must be of shape"),
+        (
+            {"embeddings": VECTORS, "labels": [0.0, 1.0], "classes": ["a", "b"]},
+            "must be integers, not float64",
+        ),
+        ({"embeddings": VECTORS + 1j, "labels": [1, 2]}, "must be numbers of shape .* not complex128"),
         ({"embeddings": VECTORS, "labels": [1, np.nan]}, "e.npz, row 1: no label"),
         ({"embeddings": VECTORS, "labels": np.array([1, "a"], dtype=object)}, "not a readable .npz"),
     ],
@@ -145,3 +150,32 @@ def test_files_that_are_something_else(tmp_path, name):
             read_embeddings(tmp_path / name)
     with pytest.raises(ValueError, match=r"must be \.npz or \.parquet"):
         read_embeddings(tmp_path / "e.txt")
+
+
+def test_names_in_bytes_are_text(tmp_path):
+    names = ["caf\u00e9".encode(), b"tea"]
+    np.savez(tmp_path / "e.npz", embeddings=VECTORS, labels=names, paths=names)
+    columns = {"embedding": VECTORS.tolist(), "label": pa.array(names, pa.binary()), "path": names}
+    pq.write_table(pa.table(columns), tmp_path / "e.parquet")
+    for file in ("e.npz", "e.parquet"):
+        found = read_embeddings(tmp_path / file)
+        assert found.labels == found.paths == ["caf\u00e9", "tea"]
+    np.savez(tmp_path / "e.npz", embeddings=VECTORS, labels=[b"\xe2", b"a"])
+    pq.write_table(pa.table(columns | {"label": [b"\xe2", b"a"]}), tmp_path / "e.parquet")
+    for file, name in (("e.npz", "labels"), ("e.parquet", "label")):
+        with pytest.raises(ValueError, match=f"{file}: {name} must be UTF-8"):
+            read_embeddings(tmp_path / file)
+
+
+def test_a_sample_without_a_path_has_its_number(tmp_path):
+    columns = {"embedding": VECTORS.tolist(), "label": ["a", "b"], "path": ["p", None]}
+    pq.write_table(pa.table(columns), tmp_path / "e.parquet")
+    assert read_embeddings(tmp_path / "e.parquet").paths == ["p", "#1"]
+
+
+@pytest.mark.parametrize("name", ["e.npz", "e.parquet"])
+def test_the_model_is_told(tmp_path, name):
+    table = ImageTable(BytesImages([b""] * 2), ["p", "q"], np.array([1, 0]), ["a", "b"])
+    for model in ("sha256:0", None):
+        write_embeddings(Embedded(torch.tensor(VECTORS).float(), table), tmp_path / name, model)
+        assert read_embeddings(tmp_path / name).model == model

@@ -53,6 +53,7 @@ def audit(
     Raises:
         ValueError: the model, the embeddings or the data cannot be read, they do not belong together, there is no
             such split, or only one class, with which there is nothing to compare.
+        OSError: the folder cannot be written to, which is tried before anything is embedded.
     """
     if suspects < 1:
         raise ValueError(f"--suspects must be at least 1, not {suspects}")
@@ -69,6 +70,7 @@ def audit(
     )
     from prism_dml.cli.samples import are_embeddings, of_embeddings, of_run
     from prism_dml.data import place, refuse_input, write_corrections
+    from prism_dml.files import refuse_unwritable
 
     if data is not None:
         refuse_input(out / "issues.parquet", place(data))
@@ -83,6 +85,7 @@ def audit(
             "max_unreadable": max_unreadable,
             "device": device,
         }
+        refuse_unwritable(out / "issues.parquet")
         sample_set = of_run(run_or_embeddings, data, split, embedding)
     table = sample_set.table
     known = np.asarray(sample_set.vectors).any(axis=1)

@@ -38,7 +38,8 @@ def corrupt(
             confusion matrix its wrong part is scaled to the rate; without a rate it is taken as it is.
         out: File to write, .csv or .parquet; replaced if it exists.
         confusion: For class-conditional, a CSV of numbers without a header: row i holds the probabilities
-            that an image of class i gets each of the labels; classes sorted by name.
+            that an image of class i gets each of the labels. Classes are those of the images that are touched, in
+            order: by number if all names are whole numbers (9 before 10), else by name.
         seed: The same seed corrupts the same labels.
         json: Print the result as JSON.
 
@@ -47,8 +48,9 @@ def corrupt(
     """
     if confusion is not None and kind != "class-conditional":
         raise ValueError(f"--confusion goes with --kind class-conditional, not with {kind}")
-    from prism_dml.data import corrupt_table, read_table, write_table
+    from prism_dml.data import corrupt_table, read_table, refuse_overwriting, write_table
 
+    refuse_overwriting(out, [confusion])
     table = read_table(data)
     matrix = None if confusion is None else _read_matrix(confusion)
     with progress_bar() as bar:

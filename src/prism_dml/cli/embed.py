@@ -57,10 +57,18 @@ def embed(
             or the folder holds other embeddings or other files.
         OSError: the file cannot be written, which is tried before anything is embedded.
     """
-    from prism_dml.data import holds_parts, place, read_table, refuse_input, write_embeddings
+    from prism_dml.data import (
+        holds_parts,
+        place,
+        read_table,
+        refuse_input,
+        refuse_overwriting,
+        write_embeddings,
+    )
     from prism_dml.data.parts import part_file
     from prism_dml.files import refuse_unwritable
-    from prism_dml.models import load
+    from prism_dml.models import load, model_checksum
+    from prism_dml.training.result import run_files
 
     is_file = out.suffix.lower() in (".parquet", ".npz") and not out.is_dir()
     if (out.is_file() and not is_file) or (out.suffix and not is_file and not out.is_dir()):
@@ -80,9 +88,10 @@ def embed(
         raise ValueError("several processes make parts: --out must be a folder")
     model, table = load(run), read_table(data, split)
     refuse_input(out, source, table)
+    refuse_overwriting(out, run_files(run))  # an audit goes by what training has left there
     refuse_unwritable(out)
     embedded = embed_table(model, table, batch_size, workers, max_unreadable, device)
-    write_embeddings(embedded, out)
+    write_embeddings(embedded, out, model_checksum(model))
     count, dim = embedded.vectors.shape
     if json:
         print_json({"out": str(out), "images": count, "embedding_dim": dim, "unreadable": len(table) - count})

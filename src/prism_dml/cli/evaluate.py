@@ -11,7 +11,10 @@ from prism_dml.cli.embed import embed_table
 from prism_dml.cli.output import print_json, print_table, write_json
 
 if TYPE_CHECKING:
-    from prism_dml.data import Embedded
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from prism_dml.data import Embedded, ImageTable
 
 logger = logging.getLogger("prism_dml")
 
@@ -49,13 +52,24 @@ def evaluate(
         device: auto, cpu, cuda or cuda:N.
 
     Raises:
-        ValueError: the model or the data cannot be read, there is no such split, or no image has another of its class.
+        ValueError: the model or the data cannot be read, there is no such split, there are not two classes, or no
+            image has another of its class.
+        OSError: the file cannot be written, which is tried before anything is embedded.
     """
-    from prism_dml.data import read_table
+    from prism_dml.data import place, read_table, refuse_input, refuse_overwriting
+    from prism_dml.files import refuse_unwritable
     from prism_dml.models import load
+    from prism_dml.training.result import run_files
 
     model, whole = load(run), read_table(data)
     table = whole.split("test") if split is None else whole.select(whole.members(split)).compact()
+    classes = set(_truth(table).tolist()) - {-1}
+    if len(classes) == 1:  # whatever is found is right
+        raise ValueError(f"2 classes or more are needed, the data has 1: {table.classes[classes.pop()]}")
+    if json is not None and str(json) != "-":
+        refuse_input(json, place(data), whole)
+        refuse_overwriting(json, run_files(run))
+        refuse_unwritable(json)
     _warn_of_known(run, table.classes)
     embedded = embed_table(model, table, batch_size, workers, max_unreadable, device)
     metrics, intervals = measure(embedded, seed)
@@ -72,6 +86,11 @@ def evaluate(
     rows = [(title, f"{metrics[name]:.4f}", ranges.get(name, "")) for name, title in _TITLES.items()]
     title = f"{run} on {data}: {metrics['num_queries']:,} queries{skipped}"
     print_table(title, ("Measure", "Value", "95 % interval"), rows)
+
+
+def _truth(table: ImageTable) -> NDArray[np.int64]:
+    """The true labels (N,) where they are known, -1: none of the classes; else the given ones."""
+    return table.labels if table.clean_labels is None else table.clean_labels
 
 
 _TITLES = {
@@ -119,8 +138,7 @@ def measure(embedded: Embedded, seed: int) -> tuple[dict[str, Any], dict[str, tu
     """
     from prism_dml.retrieval import bootstrap_interval, retrieval_metrics, retrieval_scores
 
-    table, vectors = embedded.table, embedded.vectors
-    labels = table.labels if table.clean_labels is None else table.clean_labels
+    vectors, labels = embedded.vectors, _truth(embedded.table)
     known = labels >= 0
     vectors, labels = vectors[known], labels[known]
     metrics = retrieval_metrics(vectors, labels)

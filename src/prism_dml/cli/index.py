@@ -27,7 +27,8 @@ def index(
         run_or_embeddings: Folder of a training run or of a model, or embeddings with labels: .npz, .parquet or a
             folder of parts as `prism embed` writes them.
         data: Folder of class folders, CSV, or parquet, on disk or at a URL (s3://, gs://, https:// ...). With
-            embeddings it may be missing: a contact sheet of what is found can then not be drawn.
+            embeddings it may be missing: a contact sheet of what is found can then not be drawn; else every embedding
+            belongs to the image of its path.
         out: Folder for the index; an index that is there is replaced.
         kind: flat: exact, for up to 50,000 images; hnsw: nearly exact and quick, up to 2 million; ivf-pq:
             approximate, 64 bytes an image, for more; auto chooses by these sizes.
@@ -39,8 +40,9 @@ def index(
         json: Print the result as JSON.
 
     Raises:
-        ValueError: the model or the data cannot be read, the images are too few for the kind, or the
-            folder holds other files.
+        ValueError: the model, the embeddings or the data cannot be read, they do not belong together, the images are
+            too few for the kind, or the folder holds other files.
+        OSError: the folder cannot be written to, which is tried before anything is embedded.
     """
     if out.is_file():
         raise ValueError(f"--out must be a folder: {out}")
@@ -48,9 +50,9 @@ def index(
     import pandas as pd
 
     from prism_dml.cli.embed import embed_table, refuse_other_files
-    from prism_dml.cli.samples import are_embeddings
-    from prism_dml.data import holds_parts, place, read_embeddings, read_table, refuse_input
-    from prism_dml.data.parts import read_job
+    from prism_dml.cli.samples import are_embeddings, matched
+    from prism_dml.data import place, read_embeddings, read_table, refuse_input
+    from prism_dml.files import refuse_unwritable
     from prism_dml.models import load, model_checksum
     from prism_dml.retrieval import build_index, holds_index, save_index
 
@@ -65,13 +67,16 @@ def index(
         found = read_embeddings(run_or_embeddings)
         vectors, paths, unreadable = found.vectors, found.paths, 0
         labels = np.array(found.labels, dtype=object)
-        if holds_parts(run_or_embeddings):
-            about["model"] = read_job(run_or_embeddings).model
+        if data is not None:
+            matched(run_or_embeddings, found, read_table(data))
+        if found.model is not None:
+            about["model"] = found.model
     elif data is None:
         raise ValueError(f"DATA is missing: {run_or_embeddings} holds no embeddings, so images are embedded")
     else:
         model, table = load(run_or_embeddings), read_table(data, split)
         about["model"] = model_checksum(model)
+        refuse_unwritable(out / "index.json")
         embedded = embed_table(model, table, batch_size, workers, max_unreadable, device)
         vectors, paths = embedded.vectors, list(embedded.table.paths)
         labels = np.array(embedded.table.classes, dtype=object)[embedded.table.labels]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,7 @@ def embed_in_parts(settings: Settings) -> dict[str, Any]:
         raise ValueError(f"RANK must be below WORLD_SIZE: they are {rank} and {processes}")
     own = range(rank, job.num_parts, processes)
     todo = [part for part in own if _is_missing(settings.out, job, part)]
+    todo = sorted([*todo, *_readable_now(settings.out, job, set(own) - set(todo), table)])
     left_out = _left_out(settings.out, job, todo)
     _refuse_if_many(left_out, job, settings.max_unreadable)
     if todo:
@@ -160,6 +162,27 @@ def _is_missing(out: Path, job: Job, part: int) -> bool:
         logger.warning("%s; it is made anew", error)
         return True
     return False
+
+
+def _readable_now(out: Path, job: Job, parts: set[int], table: ImageTable) -> list[int]:
+    """Parts that leave out an image which can be read by now; those that still cannot are named, as at first."""
+    from prism_dml.data import read_image
+    from prism_dml.data.cache import Unreadable
+    from prism_dml.data.parts import DamagedPart, read_unreadable
+
+    again, unreadable = [], Unreadable(job.rows + 1, max_share=1.0)  # the share is judged over the whole job
+    for part in sorted(parts):
+        with suppress(FileNotFoundError, DamagedPart):  # another process sees to it
+            for row in read_unreadable(out, job, part):
+                try:
+                    read_image(table, row)
+                except ValueError as error:
+                    unreadable.add(error)
+                else:
+                    again.append(part)
+                    break
+    unreadable.close()
+    return again
 
 
 def _left_out(out: Path, job: Job, todo: list[int]) -> dict[int, int]:

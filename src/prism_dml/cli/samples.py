@@ -125,7 +125,7 @@ def of_embeddings(file: Path, data: str | None, split: str | None) -> Samples:
         index, mark = np.arange(len(labels)), fingerprint(found.paths, found.labels)
         return Samples(found.vectors, labels, found.paths, index, mark, None, found.scores)
     whole = read_table(data)
-    index = _matched(file, found, whole)
+    index = matched(file, found, whole)
     stays = np.ones(len(index), dtype=bool)
     if split is not None:
         stays = np.isin(index, whole.members(split))
@@ -185,7 +185,7 @@ def _modified(whole: ImageTable, index: NDArray[np.int64], since: float) -> NDAr
     return later
 
 
-def _matched(file: Path, found: LabelledEmbeddings, whole: ImageTable) -> NDArray[np.int64]:
+def matched(file: Path, found: LabelledEmbeddings, whole: ImageTable) -> NDArray[np.int64]:
     """(N,) the sample of the data that each embedding is of: in order where paths are the same, else by path."""
     if found.paths == whole.paths:
         index = np.arange(len(found.paths))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ from prism_dml.cli.output import print_json, print_table, write_json
 
 if TYPE_CHECKING:
     from prism_dml.data import ImageTable
+
+logger = logging.getLogger("prism_dml")
 
 SHEET_ROWS = 50
 """Queries that a contact sheet shows at most."""
@@ -41,21 +44,33 @@ def search(
         device: auto, cpu, cuda or cuda:N.
 
     Raises:
-        ValueError: the model, the index or a query cannot be read, or the index was built with another model.
+        ValueError: the model, the index or a query cannot be read, the index was built with another model, or a file
+            to write is one of these.
+        OSError: a file cannot be written, which is tried before anything is embedded.
     """
     if matches < 1:
         raise ValueError(f"--matches must be at least 1, not {matches}")
     if sheet is not None and sheet.suffix.lower() != ".png":
         raise ValueError(f"--sheet must end in .png, not '{sheet.name}'")
     from prism_dml.cli.embed import embed_table
-    from prism_dml.data import FileImages, ImageTable
+    from prism_dml.data import FileImages, ImageTable, refuse_overwriting
+    from prism_dml.files import refuse_unwritable
     from prism_dml.models import load, model_checksum
     from prism_dml.retrieval import load_index
+    from prism_dml.training.result import run_files
 
     built, rows, about = load_index(index)
     files = [str(file) for place in query for file in _images(place)]
     model = load(run)
-    if about.get("model") not in (None, model_checksum(model)):  # older indexes do not tell
+    for target in (sheet, json):
+        if target is not None and str(target) != "-":
+            refuse_overwriting(target, [*map(Path, files), *index.glob("*"), *run_files(run)])
+            refuse_unwritable(target)
+    if "model" not in about:
+        logger.warning(
+            "%s does not tell what model it was built with: similarities mean little to another", index
+        )
+    elif about["model"] != model_checksum(model):
         raise ValueError(
             f"{index} was built with another model than {run}: search with that one, or build it anew"
         )

@@ -49,7 +49,7 @@ from prism_dml.data.table import (
     sort_classes,
 )
 from prism_dml.data.vectors import VectorBatches, open_vectors, vector_batches, with_vectors
-from prism_dml.data.writers import refuse_input, write_table
+from prism_dml.data.writers import refuse_input, refuse_overwriting, write_table
 
 __all__ = [
     "SCORES",
@@ -101,6 +101,7 @@ __all__ = [
     "read_image",
     "read_table",
     "refuse_input",
+    "refuse_overwriting",
     "small_cluster",
     "sort_classes",
     "square",

@@ -14,14 +14,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prism_dml.data.parts import holds_parts, read_parts
+from prism_dml.data.parts import holds_parts, read_job, read_parts
 from prism_dml.data.table import ImageTable, is_missing
 from prism_dml.files import replacing
 
 SCORES = ("label_score", "suggested_label", "suggested_score")
 """What training may have found of a label: the probability that it is right, the most probable one, its probability."""
 
-_Content: TypeAlias = "tuple[NDArray[Any], list[str], list[str], pd.DataFrame | None]"
+_Content: TypeAlias = "tuple[NDArray[Any], list[str], list[str], pd.DataFrame | None, str | None]"
+_MODEL = b"prism_model"  # in the metadata of parquet
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +37,8 @@ class LabelledEmbeddings:
     """(N) identifiers; "#0", "#1" ... where the file names none."""
     scores: pd.DataFrame | None = None
     """(N) rows of `SCORES`, NaN where nobody judged; None: the file has none."""
+    model: str | None = None
+    """Checksum of the model that made them; None: the file does not tell."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,13 @@ class Embedded:
     """The N samples that they belong to."""
 
 
-def write_embeddings(embedded: Embedded, out: Path) -> None:
+def write_embeddings(embedded: Embedded, out: Path, model: str | None = None) -> None:
     """Write embeddings as `prism embed` describes it, in one piece: never half a file.
 
     Args:
         embedded: N embeddings and their samples.
         out: .parquet or .npz file; its folder is made.
+        model: checksum of the model that made them, which `prism search` compares.
     """
     if out.suffix.lower() == ".npz":
         table = embedded.table
@@ -61,11 +65,16 @@ def write_embeddings(embedded: Embedded, out: Path) -> None:
         arrays |= {"labels": table.labels, "classes": np.array(table.classes)}
         if table.clean_labels is not None:
             arrays["clean_labels"] = table.clean_labels
+        if model is not None:
+            arrays["model"] = np.array(model)
         with replacing(out) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
     else:
+        rows = embedding_rows(embedded)
+        if model is not None:
+            rows = rows.replace_schema_metadata({_MODEL: model.encode()})
         with replacing(out) as temporary:
-            pq.write_table(embedding_rows(embedded), temporary)
+            pq.write_table(rows, temporary)
 
 
 def embedding_rows(embedded: Embedded, scores: pd.DataFrame | None = None) -> pa.Table:
@@ -102,12 +111,13 @@ def read_embeddings(file: Path) -> LabelledEmbeddings:
     """
     kind = file.suffix.lower()
     if holds_parts(file):
-        vectors, labels, paths, scores = _from_rows(file, read_parts(file))
+        vectors, labels, paths, scores, _ = _from_rows(file, read_parts(file))
+        model: str | None = read_job(file).model
     elif kind not in (".npz", ".parquet"):
         raise ValueError(f"{file}: embeddings must be .npz or .parquet, or a folder of parts")
     else:
-        vectors, labels, paths, scores = _read_npz(file) if kind == ".npz" else _read_parquet(file)
-    if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.number) or 0 in vectors.shape:
+        vectors, labels, paths, scores, model = _read_npz(file) if kind == ".npz" else _read_parquet(file)
+    if vectors.ndim != 2 or vectors.dtype.kind not in "iuf" or 0 in vectors.shape:
         raise ValueError(
             f"{file}: embeddings must be numbers of shape (N, D), not {vectors.dtype} {vectors.shape}"
         )
@@ -118,7 +128,7 @@ def read_embeddings(file: Path) -> LabelledEmbeddings:
         raise ValueError(f"{file}, row {missing}: no label")
     if not np.isfinite(vectors).all():
         raise ValueError(f"{file}: there are values that are not finite")
-    return LabelledEmbeddings(vectors.astype(np.float32, copy=False), labels, paths, scores)
+    return LabelledEmbeddings(vectors.astype(np.float32, copy=False), labels, paths, scores, model)
 
 
 def _read_npz(file: Path) -> _Content:
@@ -127,7 +137,7 @@ def _read_npz(file: Path) -> _Content:
         with file.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
             arrays = {
                 name: content[name]
-                for name in ("embeddings", "labels", "classes", "paths")
+                for name in ("embeddings", "labels", "classes", "paths", "model")
                 if name in content
             }
     except Exception as error:  # numpy, zipfile and zlib have no kind of error in common
@@ -139,14 +149,28 @@ def _read_npz(file: Path) -> _Content:
     labels, classes = arrays["labels"], arrays.get("classes")
     if labels.ndim != 1:
         raise ValueError(f"{file}: labels must be of shape (N,), not {labels.shape}")
-    if classes is not None and np.issubdtype(labels.dtype, np.integer):
+    if classes is not None and labels.dtype.kind not in "USiu":
+        raise ValueError(
+            f"{file}: labels are numbers into classes: they must be integers, not {labels.dtype}"
+        )
+    if classes is not None and labels.dtype.kind in "iu":
         if labels.size and not (labels.min() >= 0 and labels.max() < len(classes)):
             raise ValueError(
                 f"{file}: labels from {labels.min()} to {labels.max()}, but {len(classes)} classes"
             )
         labels = classes[labels]
-    paths = arrays["paths"].tolist() if "paths" in arrays else _numbered(len(labels))
-    return arrays["embeddings"], [str(label) for label in labels], [str(path) for path in paths], None
+    names = _texts(file, "labels", labels)
+    paths = _texts(file, "paths", arrays["paths"]) if "paths" in arrays else _numbered(len(labels))
+    model = str(arrays["model"]) if "model" in arrays else None
+    return arrays["embeddings"], names, paths, None, model
+
+
+def _texts(file: Path, name: str, values: NDArray[Any]) -> list[str]:
+    """Names as text: what is in bytes is UTF-8."""
+    try:
+        return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: {name} must be UTF-8: {error}") from error
 
 
 def _read_parquet(file: Path) -> _Content:
@@ -165,9 +189,25 @@ def _from_rows(file: Path, rows: pa.Table) -> _Content:
     if not _holds_lists(rows.column("embedding").type):
         raise ValueError(f"{file}: embedding must hold lists of numbers")
     vectors = _stacked(file, rows.column("embedding"))
-    labels = ["" if label is None else str(label) for label in rows.column("label").to_pylist()]
-    paths = rows.column("path").to_pylist() if "path" in rows.column_names else _numbered(len(labels))
-    return vectors, labels, [str(path) for path in paths], _scores(file, rows)
+    labels = ["" if label is None else str(label) for label in _names(file, rows, "label")]
+    paths = _numbered(len(labels))
+    if "path" in rows.column_names:
+        found = zip(paths, _names(file, rows, "path"), strict=True)
+        paths = [number if path is None else str(path) for number, path in found]
+    model = (rows.schema.metadata or {}).get(_MODEL)
+    return vectors, labels, paths, _scores(file, rows), None if model is None else model.decode()
+
+
+def _names(file: Path, rows: pa.Table, name: str) -> list[Any]:
+    """A column of names; what is in bytes is UTF-8."""
+    column = rows.column(name)
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        try:
+            column = column.cast(pa.large_string())
+        except pa.ArrowException as error:
+            raise ValueError(f"{file}: {name} must be UTF-8: {error}") from error
+    found: list[Any] = column.to_pylist()
+    return found
 
 
 def _holds_lists(type_: pa.DataType) -> bool:

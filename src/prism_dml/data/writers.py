@@ -6,7 +6,7 @@ import csv
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -175,7 +175,7 @@ def refuse_input(target: Path, source: Path | RemoteFile | None, table: ImageTab
         source: where the input is read from.
         table: what was read of it, if it was; its files may go by other names.
     """
-    inputs = [] if table is None else _parquet_files(table.images)
+    inputs: list[Path | None] = [] if table is None else _parquet_files(table.images)
     if isinstance(source, Path):
         inputs += [source, truth_list(source)] if source.is_file() else []
         if target.suffix.lower() != ".csv" and _becomes_class(target, source):
@@ -184,6 +184,11 @@ def refuse_input(target: Path, source: Path | RemoteFile | None, table: ImageTab
             )
         if target.suffix.lower() == ".parquet" and _becomes_part(target, source):
             raise ValueError(f"{target}: it would become a part of the input {source}; write it elsewhere")
+    refuse_overwriting(target, inputs)
+
+
+def refuse_overwriting(target: Path, inputs: Iterable[Path | None]) -> None:
+    """ValueError if writing to `target` would overwrite one of these files, whatever name it goes by."""
     if target.exists() and any(
         file is not None and file.exists() and target.samefile(file) for file in inputs
     ):

@@ -33,6 +33,12 @@ RUN = "run.json"
 EMBEDDINGS = "embeddings.parquet"
 """In a run's folder: what the saved model makes of the images of the run, which an audit need not embed again."""
 
+
+def run_files(run: Path) -> list[Path]:
+    """What a command that reads a run, or a model, must not write over."""
+    return [run, run / RUN, run / EMBEDDINGS, run / CHECKPOINT, *run.glob("model*"), *run.glob("*/model*")]
+
+
 _HANDED_OVER = dict(
     zip(("clean_probability", "suggested_label", "suggested_probability"), SCORES, strict=True)
 )
