@@ -124,8 +124,18 @@ def test_needs_the_noise_rate(name: str) -> None:
         build(name, noise_rate="auto")
 
 
-@pytest.mark.parametrize("steps, epochs", [(1000, 10), (100, 5), (3, 1)])
-def test_the_rise_takes_half_of_a_short_run(steps: int, epochs: float) -> None:
+@pytest.mark.parametrize("epoch", [10, 626, 782])
+@pytest.mark.parametrize("steps", [1, 3, 100, 500, 1000, 4000, 20000])
+def test_the_share_rises_by_epochs_or_within_half_of_a_short_run(steps: int, epoch: int) -> None:
     method = build("co-teaching", noise_rate=0.8, rise_epochs=10)
-    assert method.look_every(10, steps) == 10
-    assert method.rise_epochs == epochs
+    part, shares = method.look_every(epoch, steps), []
+    for step in range(steps):
+        if step % part == 0:
+            method.on_epoch_start(embed_all)
+        shares.append(float(((method.epochs - 1) / method.rise_epochs).clamp(0, 1)))
+    assert shares[0] == 0 and shares == sorted(shares)
+    if steps > 20 * epoch:
+        assert part == epoch and shares.index(1) == 10 * epoch
+    elif steps > 1:
+        assert abs(shares.index(1) - steps / 2) <= 1
+        assert min(len(set(shares)) - 1, 10) == min(-(-steps // 2), 10)  # as gradually as can be

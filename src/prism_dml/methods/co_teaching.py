@@ -16,8 +16,8 @@ from prism_dml.selection import TopR
 class CoTeaching(Method):
     """Two classifiers; each learns from the samples of a batch on which the other has the smallest loss.
 
-    The share r_t that is left out rises linearly from 0 in the first epoch to the noise rate after `rise_epochs`, or
-    after half of a run that is shorter than twice those. Loss: cross-entropy; embedding: the features before the
+    The share r_t that is left out rises linearly, epoch by epoch, from 0 in the first one to the noise rate after
+    `rise_epochs`; in a run that is shorter than twice those by as many equal parts of its first half. Loss: cross-entropy; embedding: the features before the
     classifier. `embedder` is evaluated, and its samples are `kept`.
     Source: Han et al., NeurIPS 2018.
     """
@@ -45,12 +45,13 @@ class CoTeaching(Method):
         self.register_buffer("epochs", torch.zeros((), dtype=torch.long))  # begun so far
 
     def look_every(self, epoch: int, steps: int) -> int:
-        """An epoch; in a run too short for it the rise is cut, or nothing would ever be left out."""
-        self.rise_epochs = max(1.0, min(self.rise_epochs, steps / epoch / 2))
-        return epoch
+        """An epoch, or the parts by which the share rises in a short run: by epochs it would do so late, or never."""
+        part = max(1, min(epoch, int(steps / self.rise_epochs / 2)))
+        self.rise_epochs = max(1.0, min(self.rise_epochs, steps / part / 2))
+        return part
 
     def on_epoch_start(self, embed_all: EmbedAll) -> None:
-        """Count the epochs."""
+        """Count the epochs, or parts of the run."""
         self.epochs += 1
 
     def networks(self) -> dict[str, Embedder]:

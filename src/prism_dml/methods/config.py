@@ -27,7 +27,7 @@ class MethodConfig:
         margin: Cosine above which images of different labels are pushed apart, in [-1, 1).
         bank_weight: Weight of the memory's part of the loss, at least 0.
         rise_epochs: Epochs in which the share that co-teaching leaves out rises from 0 to the noise rate, at least 1;
-            in half of the run at most.
+            in a run shorter than twice those, as many equal parts of its first half.
     """
 
     method: str = "refract"
