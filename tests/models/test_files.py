@@ -72,7 +72,7 @@ def test_of_another_kind_or_version(tmp_path, kind, version, message):
 
 def test_a_file_of_somebody_else(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "t")
-    with pytest.raises(ValueError, match="has format version none"):
+    with pytest.raises(ValueError, match="is no model that Prism saved"):
         read_tensors(tmp_path / "t", "model", 1)
 
 

@@ -153,6 +153,25 @@ def test_right_labels_of_bursts_are_believed(things: int, seed: int):
     assert found.rate_error < 0.05
 
 
+def test_the_rate_of_unequal_bursts_is_known_less_well():
+    """Of things of which every eighth is photographed 15 times the rate varies by twice as much."""
+    rows, labels, _, thing = taken(times=15, things=30)
+    first = torch.cat(
+        [(thing == k).nonzero()[: 15 if k % 8 == 0 else 1, 0] for k in range(int(thing.max()) + 1)]
+    )
+    rows, labels = rows[first], labels[first]
+    found = judge_by_bursts(rows, labels, *nearest(rows), nearest)
+    of_things = find_bursts(rows, labels, *nearest(rows))
+    size = torch.bincount(of_things).double()
+    means = normalize(torch.zeros(len(size), rows.shape[1]).index_add_(0, of_things, rows), dim=1)
+    alone = judge_labels(
+        means, labels.new_zeros(len(size)).index_copy_(0, of_things, labels), *nearest(means)
+    )
+    # Var of the mean over samples of things that are each wrong by chance: sum of squared sizes, for their number.
+    factor = float((size.square().sum() / size.sum() ** 2 * len(size)).sqrt())
+    assert factor > 1.9 and found.rate_error == pytest.approx(factor * alone.rate_error)
+
+
 def test_a_burst_is_judged_alike_and_each_of_it_has_its_own_neighbours():
     rows, labels, _, thing = taken(times=5, things=30)
     near, neighbours = nearest(rows)

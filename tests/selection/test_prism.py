@@ -372,6 +372,21 @@ def test_half_precision_embeddings_are_scored_in_float32(dtype: torch.dtype, sim
         full.enqueue(embeddings[one.keep].float(), labels[one.keep], index[one.keep])
 
 
+@pytest.mark.parametrize("rate", [0.3, "auto"])
+@pytest.mark.parametrize("similarity", ["centre", "vmf"])
+def test_rounding_a_model_rounds_no_state(rate: Any, similarity: Any) -> None:
+    whole, rounded = (fresh(similarity=similarity, noise_rate=rate) for _ in range(2))
+    for prism in (whole, rounded):
+        learn(prism, torch.Generator().manual_seed(0), 6)
+    torch.nn.Sequential(rounded).half()
+    for name, buffer in whole.state_dict().items():
+        assert torch.equal(buffer.nan_to_num(-1), rounded.state_dict()[name].nan_to_num(-1)), name
+        assert buffer.dtype == rounded.state_dict()[name].dtype, name
+    after = [learn(prism, torch.Generator().manual_seed(1), 3) for prism in (whole, rounded)]
+    for one, other in zip(*after, strict=True):
+        assert_same(one, other)
+
+
 @pytest.mark.parametrize("rate", [0.9, "auto"])
 def test_an_empty_bank_and_an_empty_batch_keep_everything(rate: Any) -> None:
     prism = fresh(noise_rate=rate)

@@ -20,7 +20,7 @@ OPTIONS = {
 }  # fmt: skip
 
 
-def start(folder: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+def start(folder: Path, out: Path, *more: str, own_group: bool = False) -> subprocess.Popen[str]:
     options = [f"--{name}={value}" for name, value in OPTIONS.items()]
     return subprocess.Popen(
         [*PRISM, "train", str(folder), "--out", str(out), *options, *more],
@@ -28,6 +28,7 @@ def start(folder: Path, out: Path, *more: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=own_group,
     )
 
 
@@ -36,12 +37,15 @@ def lines(out: Path) -> int:
     return log.read_text().count("\n") if log.exists() else 0
 
 
-def stop(command: subprocess.Popen[str], out: Path, number: int, after: int) -> int:
-    """Send a signal once the log has so many lines; the exit status."""
+def stop(command: subprocess.Popen[str], out: Path, number: int, after: int, group: bool = False) -> int:
+    """Send a signal once the log has so many lines, to all of its group or to it alone; the exit status."""
     deadline = time.monotonic() + 100
     while lines(out) < after and command.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
-    command.send_signal(number)
+    if group:
+        os.killpg(command.pid, number)
+    else:
+        command.send_signal(number)
     _, errors = command.communicate(timeout=60)
     assert "stopped after step" in errors and "Traceback" not in errors, errors
     assert (out / CHECKPOINT).exists() and not (out / "run.json").exists()
@@ -61,3 +65,11 @@ def test_a_run_stopped_twice_and_resumed_is_the_same_run(folder: Path, tmp_path:
     assert files[0] == files[1]
     for name in files[0]:
         assert (whole / name).read_bytes() == (cut / name).read_bytes(), name
+
+
+def test_a_signal_to_the_whole_group_stops_no_decoder_first(folder: Path, tmp_path: Path) -> None:
+    """As `timeout` and queues send it."""
+    for attempt in range(3):  # where it comes between two steps, the run waits for a decoder
+        out = tmp_path / str(attempt)
+        run = start(folder, out, "--cache=stream", "--workers=2", own_group=True)
+        assert stop(run, out, signal.SIGTERM, after=3, group=True) == 143

@@ -33,7 +33,7 @@ def find_label_issues(
 
     Args:
         embeddings: (N, D) of any model and modality, numpy or torch, on any device; brought to unit length. A zero
-            row is an unknown sample.
+            row is an unknown sample, whose label is no issue.
         labels: (N,) integers or strings.
         scores: N rows of label_score, suggested_label (a label, or its text) and suggested_score as training has found
             them, the network's own opinion included (see `read_embeddings`), which count in place of those by the

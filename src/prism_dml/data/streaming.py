@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -100,6 +101,7 @@ def stream(
         pin_memory=pin_memory,
         # Otherwise it draws seeds for its workers, which nobody uses, from the global generator.
         generator=torch.Generator(),
+        worker_init_fn=_outlive_one_sigterm,
     )
     for item in loader:
         if isinstance(item, StoreError):
@@ -114,6 +116,11 @@ def stream(
         if len(batch.samples) or share.of > 1:
             yield batch
     unreadable.close()
+
+
+def _outlive_one_sigterm(_: int) -> None:
+    """What a whole process group is told reaches a worker, too; it goes on until the main process has stopped."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 class _Decoder(Dataset[tuple[Decoded, dict[int, str]] | StoreError]):

@@ -17,8 +17,8 @@ class CoTeaching(Method):
     """Two classifiers; each learns from the samples of a batch on which the other has the smallest loss.
 
     The share r_t that is left out rises linearly, epoch by epoch, from 0 in the first one to the noise rate after
-    `rise_epochs`; in a run that is shorter than twice those by as many equal parts of its first half. Loss: cross-entropy; embedding: the features before the
-    classifier. `embedder` is evaluated, and its samples are `kept`.
+    `rise_epochs`; in a run that is shorter than twice those by as many equal parts of its first half. Loss:
+    cross-entropy; embedding: the features before the classifier. `embedder` is evaluated, and its samples are `kept`.
     Source: Han et al., NeurIPS 2018.
     """
 

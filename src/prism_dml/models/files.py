@@ -57,7 +57,11 @@ def read_tensors(path: Path, kind: str, version: int) -> tuple[dict[str, Tensor]
     try:
         with safe_open(path, framework="pt") as file:
             about = dict(file.metadata() or {})
-            written = about.get("version", "none")
+            written, named = about.get("version"), about.get("format")
+            if named is None and written is None:
+                raise ValueError(f"{path} is no {kind} that Prism saved")
+            if named not in (None, f"prism-dml {kind}"):  # the first version gave no name
+                raise ValueError(f"{path} is no {kind} but a {named}")
             if written != str(version):
                 raise ValueError(
                     f"the {kind} {path} has format version {written}; this version of Prism reads {version}"
@@ -69,8 +73,6 @@ def read_tensors(path: Path, kind: str, version: int) -> tuple[dict[str, Tensor]
         raise ValueError(f"the {kind} {path} is damaged: {_one_line(error)}") from None
     if about.pop("sha256", None) != tensors_checksum(tensors, about):
         raise ValueError(f"the {kind} {path} is damaged: its checksum is not that of its content")
-    if about["format"] != f"prism-dml {kind}":
-        raise ValueError(f"{path} is no {kind} but a {about['format']}")
     return tensors, about
 
 

@@ -1,16 +1,17 @@
 """First-in-first-out memory of past embeddings with exact class sums."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from prism_dml.selection.exact import ExactModule
 
 _GRID = 2.0**32
 """Class sums are of multiples of its inverse."""
 
 
-class MemoryBank(nn.Module):
+class MemoryBank(ExactModule):
     """FIFO memory of the last `size` embeddings, with the sum and the number of each class's entries.
 
     Entry number q (counted from the first ever) lies in slot q mod size, so the oldest entries are the ones
@@ -126,16 +127,6 @@ class MemoryBank(nn.Module):
     def sum_over_shares(self, tensor: Tensor) -> Tensor:
         """Sum of what each part of the memory gives; there is only one. See `ShardedBank`."""
         return tensor
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MemoryBank":
-        """As any module, but half() and double() of a model that it is part of change nothing: sums are exact."""
-
-        def kept(tensor: Tensor) -> Tensor:
-            other = fn(tensor)
-            return other if other.dtype == tensor.dtype else tensor.to(other.device)
-
-        super()._apply(kept, recurse)  # type: ignore[no-untyped-call]
-        return self
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)

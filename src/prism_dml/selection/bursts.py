@@ -34,7 +34,8 @@ def judge_by_bursts(
 ) -> LabelJudgement:
     """Judge every label, see `judge_labels`; the samples of a burst count as one, and are judged alike.
 
-    `mistakes` and `rate_error` are then those of bursts. Where there are some, neighbours are searched for once more.
+    `mistakes` are then those of bursts, and `rate_error` knows that there are no more chances than bursts. Where there
+    are some, neighbours are searched for once more.
 
     Args:
         embeddings: (N, D) float32 unit vectors.
@@ -52,8 +53,12 @@ def judge_by_bursts(
     )
     of_bursts = labels.new_zeros(count).index_copy_(0, burst, labels)
     judgement = judge_labels(means, of_bursts, *nearest(means))
+    # Of the mean over bursts, each as likely wrong as another; over samples, a large one's chance counts for more.
+    size = torch.bincount(burst).double()
+    unequal = float((count * size.square().sum()).sqrt() / size.sum())
     return replace(
         judgement,
+        find_rate_error=lambda: unequal * judgement.rate_error,
         suggested=judgement.suggested[burst],
         suggested_probability=judgement.suggested_probability[burst],
         candidates=replace(

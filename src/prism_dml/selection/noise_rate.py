@@ -3,7 +3,9 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from prism_dml.selection.exact import ExactModule
 
 CUT = 0.5
 """Where the lower part of the ranks begins: larger is less biased by hard clean samples, but varies more."""
@@ -45,7 +47,7 @@ def mean_rate(evidence: Tensor) -> Tensor:
     return evidence.nanmean().nan_to_num(0.0).clamp(0.0, 0.95)
 
 
-class NoiseRateEstimator(nn.Module):
+class NoiseRateEstimator(ExactModule):
     """Share of wrong labels among the samples seen last, see `implausibility`.
 
     Args:

@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from prism_dml.selection.exact import ExactModule
+
 
 class TopR(nn.Module):
     """Reject the R.B samples of a batch with the lowest probability; R.B < 1 rejects none (TRM).
@@ -30,7 +32,7 @@ class TopR(nn.Module):
         return rejected, torch.where(place == number, ordered.exp(), 0.0).sum().clamp(max=1.0)
 
 
-class SmoothTopR(nn.Module):
+class SmoothTopR(ExactModule):
     """Reject probabilities below the mean of the R-quantiles of the last `window` batches (sTRM).
 
     Args:

@@ -147,7 +147,11 @@ def _raise_failure(
     errors.sort(key=lambda error: isinstance(error, ChildProcessError))  # it misses another, which knows why
     stops = [error for error in errors if isinstance(error, KeyboardInterrupt)]
     if stops or (stopped_by is not None and (errors or lost)):
-        error: Any = stops[0] if stops else KeyboardInterrupt("stopped before the first step")
+        error: Any = (
+            stops[0]
+            if stops
+            else KeyboardInterrupt("stopped; if it has left a checkpoint, --resume goes on from there")
+        )
         if stopped_by is not None:
             error.signal = stopped_by  # not that by which it was passed on
         raise error
