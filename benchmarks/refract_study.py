@@ -282,15 +282,17 @@ def with_itself(balls, samples, *classes, density=ClassBalls.density):
 def every(parts: int) -> dict:
     """Looks after equal parts of the run, however few epochs it has; on CIFAR-10N, too, blocks are compared then."""
     return {
-        "methods.refract.PARTS": parts,
+        "methods.looks.PARTS": parts,
+        "methods.looks.APART": 0,
+        "methods.looks.FEW": 0,
+        "methods.looks.FIRST": 10**9,
+        "methods.looks._is_look": lambda parts: parts > 0,
         "methods.refract.APART": 0,
         "methods.refract.FEW": 0,
-        "methods.refract.FIRST": 10**9,
-        "methods.refract._is_look": lambda parts: parts > 0,
     }
 
 
-NO_LOOKS = {"methods.refract._is_look": lambda parts: False}
+NO_LOOKS = {"methods.looks._is_look": lambda parts: False, "methods.looks.FEW": 0}
 NOT_TOLD_APART = {"methods.refract.MOST": 0.0}
 NOT_EVENED = {"methods.refract.EVENED": 0.0}
 NO_SAY = {
@@ -339,8 +341,8 @@ VARIANTS = {
 CLOSED = tuple(row for row in VARIANTS if row != "no image is of no class")
 # constant of the method, or of its judge: a smaller and a larger value than it has
 CONSTANTS = {
-    "methods.refract.PARTS": (16, 64),
-    "methods.refract.FIRST": (1, 4),
+    "methods.looks.PARTS": (16, 64),
+    "methods.looks.FIRST": (1, 4),
     "methods.refract.BELIEVED": (0.35, 0.65),
     "methods.refract.SURENESS": (2, 8),
     "methods.refract.INSTANCE": (1 / 80, 1 / 20),

@@ -472,11 +472,10 @@ def test_of_few_large_classes_what_is_surely_right_is_believed(count: int, belie
 
 
 def test_in_a_run_of_few_epochs_there_is_one_look() -> None:
-    """Of few large classes, and in less than half an epoch, it compares embeddings."""
+    """Before the first step. Of few large classes, and in less than half an epoch, embeddings are judged at the end."""
     embedder = Embedder("small", 16, image_size=16, backbone_options={"widths": (4, 6)}).eval()
     images = torch.randn(2500, 3, 16, 16)
-    whole = [Patches, PatchFeatures, WithLevels]
-    for classes, epoch, networks in ((10, 60, [Embedder]), (50, 60, whole), (50, 201, [Embedder])):
+    for classes, epoch, observer in ((10, 60, Embedder), (50, 60, WithLevels), (50, 201, Embedder)):
         labels = torch.arange(2500) % classes
         method = build("refract", labels, embedder)
         part, asked = method.look_every(epoch=epoch, steps=100), []
@@ -487,17 +486,33 @@ def test_in_a_run_of_few_epochs_there_is_one_look() -> None:
 
         for _ in range(0, 100, part):
             method.on_epoch_start(embed_all)
-        assert asked == networks and isinstance(method.observer(), networks[-1])
+        assert asked == [Patches, PatchFeatures] and isinstance(method.observer(), observer)
         shown: list[Tensor] = []
         seen = embed(images)(method.observer())
         with mock.patch(
             "prism_dml.methods.refract.judge", lambda rows, *of, to=shown: to.append(rows) or judge(rows, *of)
         ):
             method.judge(seen, labels, torch.arange(2500))
-        if networks == [Embedder]:
+        if observer is Embedder:
             torch.testing.assert_close(shown[0], seen)
         else:
             assert shown[0].shape == (2500, 256)
+
+
+def test_a_short_run_learns_from_its_first_step_on_what_the_images_tell(labels: Tensor) -> None:
+    embedder = Embedder("small", 16, image_size=16, backbone_options={"widths": (4, 6)}).eval()
+    method = build("refract", labels, embedder)
+    images = images_of(TRUTH).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    for epoch in (9, 8):  # 16 steps are less than two epochs, or two
+        method.look_every(epoch=epoch, steps=16)
+        method.on_epoch_start(embed(images))
+        wrong, judged = labels != TRUTH, epoch == 9
+        assert torch.equal(~method.decided(), wrong & judged)
+        assert (method.draw_weights()[wrong] < 1).all() == judged and (
+            method.draw_weights()[~wrong] == 1
+        ).all()
+        assert torch.equal(method.scaling, torch.eye(16))
+        method = build("refract", labels, embedder)
 
 
 def test_where_no_image_can_be_read_nothing_is_seen(labels: Tensor) -> None:

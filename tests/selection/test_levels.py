@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from prism_dml.selection.levels import DIRECTIONS, MOST_DIRECTIONS, SAMPLES_EACH, num_compared, side_by_side
+from prism_dml.selection.levels import (
+    DIRECTIONS,
+    MOST_DIRECTIONS,
+    SAMPLES_EACH,
+    leading,
+    num_compared,
+    side_by_side,
+)
 
 WIDTHS = (4, 6, 5)
 
@@ -107,6 +114,21 @@ def test_many_samples_are_compared_in_more_directions():
     assert counts == [DIRECTIONS, DIRECTIONS, 50_000 // SAMPLES_EACH, MOST_DIRECTIONS]
     given = torch.rand(300 * SAMPLES_EACH, 310, generator=torch.Generator().manual_seed(0))
     assert side_by_side(given, (310,)).shape == (len(given), 300)
+
+
+def test_the_directions_that_matter_most_of_what_was_compared(monkeypatch):
+    """As if no more had been compared; of few samples, whose numbers were kept as they are, all."""
+    given = torch.randn(100, 40, generator=torch.Generator().manual_seed(0)) * torch.arange(1.0, 41)
+    monkeypatch.setattr("prism_dml.selection.levels.DIRECTIONS", 5)
+    fewest = side_by_side(given, (40,))
+    monkeypatch.setattr("prism_dml.selection.levels.SAMPLES_EACH", 10)
+    rows = side_by_side(given, (40,))
+    assert fewest.shape == (100, 5) and rows.shape == (100, 10)
+    torch.testing.assert_close(similarities(leading(rows)), similarities(fewest))
+    few = side_by_side(given[:4], (40,))
+    assert few.shape == (4, 40)
+    torch.testing.assert_close(leading(few.half()), few, atol=1e-3, rtol=0)
+    assert leading(torch.zeros(6, 10).half()).eq(0).all()
 
 
 @pytest.mark.parametrize("count", [20, 300, 700])

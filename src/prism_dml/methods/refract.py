@@ -11,6 +11,7 @@ from prism_dml.methods.base import EmbedAll, Method, StepResult, TrainingSet
 from prism_dml.methods.beliefs import Judged, certain, judge, weigh
 from prism_dml.methods.classifier import CosineClassifier
 from prism_dml.methods.config import MethodConfig
+from prism_dml.methods.looks import APART, FEW, PARTS, plan_looks
 from prism_dml.methods.second_opinion import by_network, pool
 from prism_dml.models.embedder import Embedder
 from prism_dml.models.levels import WithLevels, widths
@@ -18,16 +19,7 @@ from prism_dml.models.patches import LENGTH, patch_features
 from prism_dml.selection import CalibratedSelection
 from prism_dml.selection.discriminant import matrix_power, within_classes
 from prism_dml.selection.label_model import learns_pairs
-from prism_dml.selection.levels import joined, num_compared, side_by_side
-
-PARTS, FIRST = 32, 2
-"""The first look comes after a thirty-second of the run, or after two epochs where that is earlier: of few images,
-wrong labels are soon known by heart."""
-
-APART, FEW = 0.5, 2
-"""Epochs from one look to the next, at least, and below which a run compares embeddings; and epochs below which it has
-one look only, the last, and of few classes with many samples each compares embeddings, too: more would cost too much
-beside so little training."""
+from prism_dml.selection.levels import joined, leading, num_compared, side_by_side
 
 BELIEVED, OF_MANY = 0.5, 0.8
 """Probability of being right from which on a label is believed; and in training, where classes are few and have many
@@ -60,7 +52,7 @@ class Refract(Method):
     """Normalised softmax on labels that are judged, and put right as far as is known, as the embedding learns.
 
     All labels are believed at first. After a 32nd of the run, or two epochs where that is earlier, and then ever
-    more rarely (in a run of few epochs later and fewer times, see `FEW`), the whole training set is embedded without
+    more rarely (in a run of few epochs fewer times, see `plan_looks`), the whole training set is embedded without
     augmentation and every label judged by the class means of the others that are trusted, leave-one-out and in folds
     (`judge_labels`): calibrated probabilities, and the share of wrong labels, come from the likelihood of the given
     labels. From then on the loss of each sample is -log(w_0 + sum_k w_k p_k), where the network gives class k the
@@ -82,7 +74,8 @@ class Refract(Method):
     (`InstanceLoss`), so that labels, wrong ones included, are not all that is left of it. Classes that are new gain by
     that; of few classes with many samples each it is left out. On other networks, in a run of few epochs of such
     classes, and in less than half an epoch, the judge compares the embeddings, scaled, and only labels are learned;
-    beside them, in a run of many epochs (`KNOWN_BY_HEART`), what a frozen backbone makes of the images.
+    beside them, in a run of many epochs (`KNOWN_BY_HEART`), what a frozen backbone makes of the images. In a run of
+    less than two epochs, of known blocks, the one look comes before the first step and compares patch features alone.
 
     A step costs O(B.C.D + B.(B + F).L) beside the network, of embeddings of length D, F features before the head and L
     numbers of patch features, N / 80, from 256 to 1,024 (1,152 of up to 256 images). A look costs a forward pass of the
@@ -155,13 +148,8 @@ class Refract(Method):
 
     def look_every(self, epoch: int, steps: int) -> int:
         """Steps of a part of the run; after which parts all is judged is settled here."""
-        part = min(math.ceil(steps / PARTS), FIRST * epoch)
+        part, self._looks = plan_looks(epoch, steps, beforehand=bool(widths(self.embedder)))
         self._all_parts = math.ceil(steps / part)
-        looks: list[int] = []
-        for parts in range(1, self._all_parts):
-            if _is_look(parts) and (not looks or (parts - looks[-1]) * part >= APART * epoch):
-                looks.append(parts)
-        self._looks = looks[-1:] if steps < FEW * epoch else looks
         enough = steps >= (APART if self._tells_apart else FEW) * epoch
         self._levels = widths(self.embedder) if enough else ()
         self._beside = self.embedder.frozen and not self._levels and steps >= KNOWN_BY_HEART * epoch
@@ -172,20 +160,27 @@ class Refract(Method):
         if int(self.parts) == 0:  # once: it is the same at all times
             self._find_unlearned(embed_all)
         if int(self.parts) in self._looks:
-            seen = embed_all(WithLevels(self.embedder) if self._levels else self.embedder)
-            embeddings, labels = seen[:, : self.embedding_dim], self.data.labels.to(seen.device)
-            rows = self._rows(seen, normalize(embeddings @ self.scaling, dim=1), self.unlearned)
-            judged, readable = judge(rows, labels), (embeddings != 0).any(dim=1)
-            self._believe(judged)
-            surest = judged.chances.max(dim=1).values.clamp(max=1).to(self.draws)
-            # What cannot be read would else take the places of doubtful samples.
-            self.draws = torch.where(self.trusted, 1.0, surest**SURENESS) * readable
-            self._even_out(embeddings, labels, readable)
+            self._look(embed_all)
         self.parts += 1
+
+    def _look(self, embed_all: EmbedAll) -> None:
+        """Judge all labels, and decide what the next steps learn from."""
+        labels = self.data.labels.to(self.unlearned.device)
+        if int(self.parts) == 0:  # nothing is learned yet
+            self._believe(judge(leading(self.unlearned), labels))
+            return
+        seen = embed_all(WithLevels(self.embedder) if self._levels else self.embedder)
+        embeddings = seen[:, : self.embedding_dim]
+        readable = (embeddings != 0).any(dim=1)
+        self._believe(
+            judge(self._rows(seen, normalize(embeddings @ self.scaling, dim=1), self.unlearned), labels)
+        )
+        self.draws *= readable  # what cannot be read would else take the places of doubtful samples
+        self._even_out(embeddings, labels, readable)
 
     def _find_unlearned(self, embed_all: EmbedAll) -> None:
         """What is seen of the images without what is learned, if it is compared."""
-        if self._beside or self._levels:
+        if self._beside or self._levels or 0 in self._looks:
             device = self.unlearned.device
             seen = embed_all(self.embedder.backbone) if self._beside else patch_features(embed_all, device)
             self.unlearned.copy_(side_by_side(seen, (seen.shape[1],)))
@@ -206,6 +201,8 @@ class Refract(Method):
         self.weights.copy_(weights)
         self.anywhere.copy_(anywhere)
         self.rate.fill_(judged.rate)
+        surest = judged.chances.max(dim=1).values.clamp(max=1).to(self.draws)
+        self.draws = torch.where(self.trusted, 1.0, surest**SURENESS)
 
     def _even_out(self, embeddings: Tensor, labels: Tensor, readable: Tensor) -> None:
         """Scale what `networks` gives by the spread of the believed samples, what could not be embedded left out."""
@@ -292,8 +289,3 @@ class RefractOracle(Refract):
     name = "refract-oracle"
     summary = "refract on the truly clean samples (needs the true labels)"
     clean_only = True
-
-
-def _is_look(parts: int) -> bool:
-    """Whether all is judged after so many parts, if not too soon: 1, 2, 3, 4, 6, 8, 12, 16, ...; dense early."""
-    return parts in (1, 2, 3) or (parts > 3 and parts % 2 == 0 and _is_look(parts // 2))

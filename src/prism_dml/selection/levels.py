@@ -57,6 +57,14 @@ def side_by_side(levels: Tensor, widths: tuple[int, ...], beside: Tensor | None 
     return compared
 
 
+def leading(rows: Tensor) -> Tensor:
+    """The `DIRECTIONS` that matter most of rows (N, D) that `side_by_side` has made, as float32 unit rows."""
+    few = (
+        rows if len(rows) <= DIRECTIONS else rows[:, -DIRECTIONS:]
+    )  # of no more samples than that there are all
+    return normalize(few.float(), dim=1)
+
+
 def joined(rows: Tensor, beside: Tensor) -> Tensor:
     """Unit rows (N, D) and others (N, M), equally long, side by side as unit rows (N, D + M). Rows of zeros stay."""
     whole = rows.new_empty(len(rows), rows.shape[1] + beside.shape[1])
