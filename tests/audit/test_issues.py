@@ -413,3 +413,21 @@ def test_bad_input_is_one_clear_line(embeddings, labels, message):
     with pytest.raises(ValueError, match=message) as error:
         find_label_issues(embeddings, labels)
     assert "\n" not in str(error.value)
+
+
+def test_embeddings_of_any_kind_of_number():
+    vectors, labels = (
+        np.eye(8)[np.arange(80) % 8] + 0.1 * np.random.default_rng(0).normal(size=(80, 8)),
+        np.arange(80) % 8,
+    )
+    expected = find_label_issues(vectors, labels)["label_score"]
+    for other in (
+        pd.DataFrame(vectors),
+        vectors.astype(">f8"),
+        vectors.astype(np.longdouble),
+        vectors.tolist(),
+    ):
+        found = find_label_issues(other, labels)["label_score"]
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    with pytest.raises((TypeError, ValueError), match="numeric|number|convert|float"):
+        find_label_issues(pd.DataFrame({"a": ["x"] * 80}), labels)

@@ -177,11 +177,32 @@ def test_state_survives_a_reload(review):
     assert exported(review)[0] == {i: before[i] for i in (0, 1)}
 
 
-def test_another_audit_has_decisions_of_its_own(review, tmp_path):
+def test_decisions_go_along_to_another_audit_of_the_same_labels(review, tmp_path):
+    """Even those of samples that it does not suspect; none is lost, none counted as its own."""
+    count = "document.getElementById('open-count').textContent"
     review.press("a")
+    for _ in range(15):
+        review.press("ArrowDown")
+    review.press("d")
+    decided, corrections = exported(review)
+    assert len(decided) == 2 and corrections.undecided == 28
+    audit, table = audited(max_suspects=10)
+    review.open(write_report(audit, tmp_path / "audit", "n", table))  # where the first page was
+    assert review.run(count) == "1 / 10"
+    assert exported(review)[0] == decided
+    review.press("r")
+    review.press("k")
+    more, corrections = exported(review)
+    assert {i: more.pop(i) for i in decided} == decided and [action for action, _ in more.values()] == [
+        "keep"
+    ]
+    assert apply_corrections(table, corrections).dropped == 1
+    audit, table = audited()
+    review.open(write_report(audit, tmp_path / "audit", "n", table))
+    assert review.run(count) == "3 / 30"
     audit, table = audited(56)
-    review.open(write_report(audit, tmp_path / "second", "n", table))
-    assert review.run("document.getElementById('open-count').textContent") == "0 / 28"
+    review.open(write_report(audit, tmp_path / "others", "n", table))
+    assert review.run(count) == "0 / 28"
 
 
 def test_without_storage_the_page_says_so_and_still_exports(page, tmp_path):
@@ -369,7 +390,7 @@ def test_ten_thousand_suspects(page, tmp_path):
     assert page.problems() == []
 
 
-@pytest.mark.parametrize("width", [360, 800, 1280])
+@pytest.mark.parametrize("width", [320, 360, 400, 700, 800, 1280])
 def test_nothing_is_wider_than_the_window(review, width):
     review.call(
         "Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False
@@ -380,3 +401,9 @@ def test_nothing_is_wider_than_the_window(review, width):
     inside = "[...document.querySelectorAll('.card')].every(card => [...card.querySelectorAll('button, .thumb')].every("
     inside += "e => e.getBoundingClientRect().bottom <= card.getBoundingClientRect().bottom))"
     assert review.run(inside)
+    # Of a narrow card they are below the pictures that one decides by.
+    gaps = "[...document.querySelectorAll('.card')].flatMap(card => [...card.querySelectorAll('.strip')].map("
+    gaps += (
+        "e => card.querySelector('.actions').getBoundingClientRect().top - e.getBoundingClientRect().bottom))"
+    )
+    assert width > 928 or min(review.run(gaps)) >= 0

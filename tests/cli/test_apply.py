@@ -47,6 +47,16 @@ def test_json(prism, image_folder, corrections, tmp_path):
     }  # fmt: skip
 
 
+def test_suspects_that_nobody_has_decided_on_are_counted(prism, image_folder, corrections, tmp_path):
+    content = json.loads(corrections.read_text())
+    for undecided, said in ((1200, "1,200"), (0, None), ("many", None)):
+        corrections.write_text(json.dumps(content | {"undecided": undecided}))
+        status, shown, _ = prism("apply", image_folder, corrections, "--out", tmp_path / "fixed.csv")
+        assert status == 0
+        line = f"Suspects that nobody has decided on: {said}. Go on on the same page and apply all decisions anew.\n"
+        assert (line in shown) == (said is not None) and ("Suspects" in shown) == (said is not None)
+
+
 def test_suspects_without_a_suggestion_are_counted(prism, image_folder, corrections, tmp_path):
     suggestions = corrections.rename(tmp_path / "suggestions.json")
     mark = table_fingerprint(read_table(image_folder))

@@ -30,9 +30,12 @@ function draw(tag, attributes = {}, ...children) {
   return element;
 }
 
-// Decisions: row of a suspect -> [action, label]. They and their history are kept by the browser, under the audit's name.
-const storageKey = `prism-review:${data.audit}`;
+// Decisions: row of a suspect -> [action, label]. They and their history are kept by the browser, by sample, for all
+// audits of these paths and labels: another one may suspect others, whose decisions go along.
+const storageKey = `prism-review:${data.fingerprint}`;
+const rowOf = new Map(suspects.index.map((index, row) => [index, row]));
 let decisions = new Map();
+let elsewhere = []; // corrections of samples that this page does not show
 let history = []; // [row, decision before or null]
 let storageWorks = true;
 let unsaved = false;
@@ -43,8 +46,10 @@ function load() {
     const text = localStorage.getItem(storageKey);
     if (text === null) return;
     const saved = JSON.parse(text);
-    decisions = new Map(saved.decisions.filter(([row]) => row < total));
-    history = saved.history;
+    elsewhere = saved.corrections.filter(({ index }) => !rowOf.has(index));
+    const here = saved.corrections.filter(({ index }) => rowOf.has(index));
+    decisions = new Map(here.map(({ index, action, label }) => [rowOf.get(index), [action, label]]));
+    history = saved.history.filter(([index]) => rowOf.has(index)).map(([index, before]) => [rowOf.get(index), before]);
   } catch {
     storageFails();
   }
@@ -53,7 +58,8 @@ function load() {
 function save() {
   unsaved = true;
   try {
-    localStorage.setItem(storageKey, JSON.stringify({ decisions: [...decisions], history }));
+    const steps = history.map(([row, before]) => [suspects.index[row], before]);
+    localStorage.setItem(storageKey, JSON.stringify({ corrections: made(), history: steps }));
   } catch {
     storageFails();
   }
@@ -100,19 +106,16 @@ const drop = (row) => decide(row, "drop", null);
 const relabel = (row, label) =>
   label === classes[suspects.given[row]] ? keep(row) : decide(row, "relabel", label);
 
+function made() {
+  const here = [...decisions].map(([row, [action, label]]) => ({
+    index: suspects.index[row], path: suspects.path[row], given_label: classes[suspects.given[row]], action, label,
+  }));
+  return [...here, ...elsewhere].sort((a, b) => a.index - b.index);
+}
+
 function corrections() {
-  const rows = [...decisions.keys()].sort((a, b) => suspects.index[a] - suspects.index[b]);
-  return {
-    version: data.version,
-    fingerprint: data.fingerprint,
-    corrections: rows.map((row) => ({
-      index: suspects.index[row],
-      path: suspects.path[row],
-      given_label: classes[suspects.given[row]],
-      action: decisions.get(row)[0],
-      label: decisions.get(row)[1],
-    })),
-  };
+  const undecided = overview.issues - decisions.size;
+  return { version: data.version, fingerprint: data.fingerprint, undecided, corrections: made() };
 }
 
 function exportCorrections() {
@@ -121,7 +124,7 @@ function exportCorrections() {
   make("a", { href: url, download: "corrections.json" }).click();
   setTimeout(() => URL.revokeObjectURL(url), 10000);
   unsaved = false;
-  say(`Exported ${whole(decisions.size)} corrections.`);
+  say(`Exported ${whole(decisions.size + elsewhere.length)} corrections.`);
 }
 
 // Pictures: cut from sheets, which are beside the page or in it.
@@ -245,7 +248,7 @@ function progress() {
   byId("open-count").textContent = `${whole(decisions.size)} / ${whole(total)}`;
   byId("shown").textContent = `${whole(shown.length)} of ${whole(total)} suspects`;
   byId("nothing").hidden = shown.length > 0;
-  byId("export").disabled = decisions.size === 0;
+  byId("export").disabled = decisions.size + elsewhere.length === 0;
 }
 
 function toCurrent(takeFocus = true) {
@@ -418,7 +421,7 @@ document.addEventListener("keydown", (event) => {
   if ((event.ctrlKey || event.metaKey) && key === "z" && !byId("review").hidden) undo();
   else if (event.ctrlKey || event.metaKey || event.altKey) return;
   else if (key === "?") byId("help").showModal();
-  else if (key === "e") { if (decisions.size) exportCorrections(); }
+  else if (key === "e") { if (!byId("export").disabled) exportCorrections(); }
   else if (key === "o") view("overview");
   else if (key === "r") view("review");
   else if (!byId("review").hidden && KEYS[key]) KEYS[key]();

@@ -145,7 +145,6 @@ def _page_data(
     return {
         "version": VERSION,
         "fingerprint": audit.fingerprint,
-        "audit": _audit_key(audit),
         "name": name,
         "classes": classes,
         "kinds": kinds,
@@ -221,10 +220,3 @@ def _places(place: NDArray[np.int64], neighbours: NDArray[np.int64]) -> list[lis
 def _rounded(values: Any) -> list[float]:
     rounded: list[float] = np.round(np.asarray(values, dtype=np.float64), 4).tolist()
     return rounded
-
-
-def _audit_key(audit: Audit) -> str:
-    """What the browser keeps decisions under: another audit of the same data shows other rows."""
-    part = audit.issues.iloc[audit.suspects][["given_label", "suggested_label"]].astype(str)
-    content = [audit.fingerprint, audit.index[audit.suspects].tolist(), part.to_numpy().tolist()]
-    return hashlib.sha256(json.dumps(content).encode("ascii")).hexdigest()

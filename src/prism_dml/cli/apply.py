@@ -55,6 +55,7 @@ def apply(data: str, corrections: Path, *, out: Path, json: bool = False) -> Non
                 result.table, out, data, lambda done, total: bar.update(task, completed=done, total=total)
             )
     table, left = result.table, _suspects_left(corrections, decided)
+    undecided = decided.undecided is not None
     if json:
         counts = {"relabelled": result.relabelled, "kept": result.kept, "dropped": result.dropped}
         counted = {"out": str(out), "images": len(table), **counts, "suspects_left": left}
@@ -64,14 +65,20 @@ def apply(data: str, corrections: Path, *, out: Path, json: bool = False) -> Non
         f"{out}: {len(table):,} images; {result.relabelled:,} relabelled, {result.kept:,} found right, "
         f"{result.dropped:,} dropped"
     )
-    if left:
+    if left and undecided:
+        print(
+            f"Suspects that nobody has decided on: {left:,}. Go on on the same page and apply all decisions anew."
+        )
+    elif left:
         print(f"Suspects left as they are (no other class is suggested, or the classes overlap): {left:,}")
     if result.new_classes:
         print(f"New classes: {', '.join(result.new_classes)}")
 
 
 def _suspects_left(file: Path, decided: Corrections) -> int | None:
-    """How many suspects of an audit have no correction in its suggestions.json; None where nothing is known of it."""
+    """How many suspects have no decision, or no correction in suggestions.json; None where nothing is known of it."""
+    if decided.undecided is not None:
+        return decided.undecided
     if file.name != "suggestions.json":
         return None
     try:

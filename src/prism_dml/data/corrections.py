@@ -47,6 +47,8 @@ class Corrections:
     """`fingerprint` of the data that they were made for."""
     items: list[Correction]
     """At most one for each sample."""
+    undecided: int | None = None
+    """Suspects of the review page that nobody has decided on; None: the file does not tell."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ def read_corrections(file: str | Path) -> Corrections:
     if not isinstance(content.get("fingerprint"), str) or not isinstance(content["corrections"], list):
         raise ValueError(f"{source}: fingerprint must be text and corrections a list")
     items = [_parse(source, number, item) for number, item in enumerate(content["corrections"])]
-    return Corrections(content["fingerprint"], items)
+    undecided = content.get("undecided")
+    return Corrections(content["fingerprint"], items, undecided if isinstance(undecided, int) else None)
 
 
 def write_corrections(corrections: Corrections, file: Path) -> None:
@@ -117,6 +120,8 @@ def write_corrections(corrections: Corrections, file: Path) -> None:
         "fingerprint": corrections.fingerprint,
         "corrections": [asdict(item) for item in corrections.items],
     }
+    if corrections.undecided is not None:
+        content["undecided"] = corrections.undecided
     with replacing(file) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

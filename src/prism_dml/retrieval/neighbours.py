@@ -75,9 +75,16 @@ def unit_rows(embeddings: Tensor | NDArray[np.floating], name: str) -> Tensor:
 
 
 def as_tensor(values: Tensor | NDArray[Any] | Sequence[Any]) -> Tensor:
-    """Values as a tensor, on the memory of an array where that can be; TypeError if they are no numbers."""
+    """Values as a tensor, on the memory of an array where that can be; TypeError if they are no numbers.
+
+    A table of numbers (a pandas DataFrame) is an array, too; floats that torch has not become float64.
+    """
+    if hasattr(values, "__array__") and not isinstance(values, Tensor):
+        values = np.asarray(values)
     if not isinstance(values, np.ndarray):
         return torch.as_tensor(values)
+    if values.dtype.kind == "f" and (values.dtype.itemsize > 8 or not values.dtype.isnative):
+        values = values.astype(np.float64)
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "The given NumPy array is not writable"
