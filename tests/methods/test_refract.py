@@ -415,6 +415,36 @@ def test_what_a_frozen_backbone_makes_of_images_is_judged_beside_the_embeddings(
     assert shown[0].shape[1] == shown[1].shape[1] == (22 if beside else 16)
 
 
+def test_a_short_run_on_a_frozen_backbone_is_judged_by_its_features_before_the_first_step(
+    labels: Tensor,
+) -> None:
+    features = 5 * torch.randn(CLASSES, 6, generator=torch.Generator().manual_seed(1))[TRUTH]
+    features += 0.1 * torch.randn(COUNT, 6, generator=torch.Generator().manual_seed(2))
+    embedder = Embedder("small", 16, image_size=16, backbone_options={"widths": (4, 6)}).eval().freeze()
+    asked, shown = [], []
+
+    def embed_all(network: nn.Module) -> Tensor:
+        asked.append(network)
+        return embed(features)(network)
+
+    def judged(rows: Tensor, *options: int) -> Judged:
+        shown.append(rows)
+        return judge(rows, *options)
+
+    # As of another backbone, whose blocks are not known.
+    with mock.patch("prism_dml.methods.refract.widths", lambda embedder: ()):
+        method = build("refract", labels, embedder)
+        part = method.look_every(epoch=9, steps=16)
+        with mock.patch("prism_dml.methods.refract.judge", judged):
+            method.on_epoch_start(embed_all)
+            assert torch.equal(~method.decided(), labels != TRUTH)
+            for _ in range(part, 16, part):
+                method.on_epoch_start(embed_all)
+    assert asked == [embedder.backbone] and len(shown) == 1
+    expected = side_by_side(features, (6,))
+    torch.testing.assert_close(shown[0] @ shown[0].T, expected @ expected.T, atol=2e-3, rtol=0)
+
+
 @pytest.mark.parametrize("each, weight", [(INSTANCE, INSTANCE * EACH), (1.0, MOST)])
 def test_images_are_told_apart_by_their_patch_features(labels: Tensor, each: float, weight: float) -> None:
     """Beside their labels, at first most; through the backbone, and not through the head."""

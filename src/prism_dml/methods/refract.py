@@ -75,7 +75,8 @@ class Refract(Method):
     that; of few classes with many samples each it is left out. On other networks, in a run of few epochs of such
     classes, and in less than half an epoch, the judge compares the embeddings, scaled, and only labels are learned;
     beside them, in a run of many epochs (`KNOWN_BY_HEART`), what a frozen backbone makes of the images. In a run of
-    less than two epochs, of known blocks, the one look comes before the first step and compares patch features alone.
+    less than two epochs the one look comes before the first step, and compares patch features alone where blocks are
+    known, and what a frozen backbone makes of the images.
 
     A step costs O(B.C.D + B.(B + F).L) beside the network, of embeddings of length D, F features before the head and L
     numbers of patch features, N / 80, from 256 to 1,024 (1,152 of up to 256 images). A look costs a forward pass of the
@@ -148,7 +149,7 @@ class Refract(Method):
 
     def look_every(self, epoch: int, steps: int) -> int:
         """Steps of a part of the run; after which parts all is judged is settled here."""
-        part, self._looks = plan_looks(epoch, steps, beforehand=bool(widths(self.embedder)))
+        part, self._looks = plan_looks(epoch, steps, bool(widths(self.embedder)) or self.embedder.frozen)
         self._all_parts = math.ceil(steps / part)
         enough = steps >= (APART if self._tells_apart else FEW) * epoch
         self._levels = widths(self.embedder) if enough else ()
@@ -181,8 +182,8 @@ class Refract(Method):
     def _find_unlearned(self, embed_all: EmbedAll) -> None:
         """What is seen of the images without what is learned, if it is compared."""
         if self._beside or self._levels or 0 in self._looks:
-            device = self.unlearned.device
-            seen = embed_all(self.embedder.backbone) if self._beside else patch_features(embed_all, device)
+            by_patches, device = bool(widths(self.embedder)), self.unlearned.device
+            seen = patch_features(embed_all, device) if by_patches else embed_all(self.embedder.backbone)
             self.unlearned.copy_(side_by_side(seen, (seen.shape[1],)))
 
     def _rows(self, seen: Tensor, embeddings: Tensor, unlearned: Tensor) -> Tensor:
