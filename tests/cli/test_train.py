@@ -207,3 +207,23 @@ def test_settings_that_cannot_work_are_told(prism, image_folder, tmp_path, optio
 def test_a_run_is_not_written_into_its_data(prism, image_folder):
     status, _, error = prism("train", image_folder, "--out", image_folder, *QUICK)
     assert (status, "it would become a part of the input" in error) == (2, True)
+
+
+def test_settings_of_other_methods_are_named(prism, noisy_list, tmp_path, caplog):
+    options = (
+        "--method",
+        "nsoftmax",
+        "--temperature",
+        0.5,
+        "--bank-size",
+        9,
+        "--margin",
+        0.5,
+    )  # the last is the default
+    assert prism("train", noisy_list, "--out", tmp_path / "run", *options, *QUICK)[0] == 0
+    said = [record.getMessage() for record in caplog.records if "no effect" in record.getMessage()]
+    assert said == [f"--{name} has no effect on method nsoftmax" for name in ("temperature", "bank-size")]
+    caplog.clear()
+    options = ("--method", "mcl", "--bank-size", 9, "--margin", 0.4)
+    assert prism("train", noisy_list, "--out", tmp_path / "other", *options, *QUICK)[0] == 0
+    assert "no effect" not in caplog.text

@@ -1,15 +1,17 @@
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from prism_dml.losses.contrastive import MemoryContrastiveLoss
+from prism_dml.methods.base import TrainingSet
 from prism_dml.methods.config import MethodConfig
 from prism_dml.methods.registry import METHODS, find_method
 
-from .stand_in import INDEX, LABELS, B, C, N, build, draw, embed_all, step
+from .stand_in import INDEX, LABELS, B, C, Linear, N, build, draw, embed_all, step
 
 WITH_PROXIES = [
     "co-teaching-t", "soft-triple", "prism-soft-triple", "nsoftmax", "proxy-nca", "proxy-anchor", "sub-centre-arcface",
@@ -224,3 +226,17 @@ def test_unknown_methods(name: str, hint: str) -> None:
 def test_bad_settings(options) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         MethodConfig(**options)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_says_which_settings_it_reads(name: str) -> None:
+    class Watched(MethodConfig):
+        def __getattribute__(self, setting: str) -> Any:
+            seen.add(setting)
+            return super().__getattribute__(setting)
+
+    seen: set[str] = set()
+    config = Watched(method=name, noise_rate="auto" if name.startswith("refract") else 0.3)
+    seen.clear()
+    find_method(name)(Linear(), TrainingSet(torch.arange(N) % C, C), config)
+    assert seen & {field.name for field in fields(MethodConfig)} == find_method(name).reads

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,8 @@ from prism_dml.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from prism_dml.data import RemoteFile
+
+logger = logging.getLogger("prism_dml")
 
 
 def train(
@@ -39,6 +43,8 @@ def train(
     source = place(data)
     run = Path("runs") / _name(source) if out is None else out
     refuse_input(run / EMBEDDINGS, source)
+    if is_first():
+        _warn_of_no_effect(config)
     result = run_training(data, config, run, resume)
     if not is_first():  # of several that torchrun has started, one is enough to tell
         return
@@ -46,6 +52,18 @@ def train(
         print_json({"out": str(run), **result})
     else:
         _show(run, data, config, result)
+
+
+def _warn_of_no_effect(config: TrainConfig) -> None:
+    """Name settings of other methods that are not as they are by default."""
+    from prism_dml.methods.config import MethodConfig
+    from prism_dml.methods.registry import find_method
+
+    reads = find_method(config.method).reads | {"method"}
+    for field in fields(MethodConfig):
+        if field.name not in reads and getattr(config, field.name) != field.default:
+            option = field.name.replace("_", "-")
+            logger.warning("--%s has no effect on method %s", option, config.method)
 
 
 def _name(data: Path | RemoteFile) -> str:

@@ -56,6 +56,8 @@ class Method(nn.Module):
     """Whether the method judges labels, that is, has a `judge`."""
     learns_from_rejected: ClassVar[bool] = False
     """Whether samples that are not kept teach, too; if not, an update is left out where a batch keeps none."""
+    reads: ClassVar[frozenset[str]] = frozenset()
+    """Settings of `MethodConfig` that it has a use for."""
     rounds: ClassVar[int] = 1
     """How many times the budget of steps is trained; the last round trains `embedder`."""
 

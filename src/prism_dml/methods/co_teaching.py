@@ -26,6 +26,7 @@ class CoTeaching(Method):
     summary = (
         "two classifiers, each learns from the samples of smallest loss for the other (needs the noise rate)"
     )
+    reads = frozenset({"noise_rate", "rise_epochs"})
     classifier: ClassVar[type[Classifier]] = Classifier
     epochs: Tensor
 

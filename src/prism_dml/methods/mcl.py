@@ -6,7 +6,7 @@ from torch import Tensor
 from prism_dml.losses.contrastive import MemoryContrastiveLoss
 from prism_dml.methods.base import Method, StepResult, TrainingSet
 from prism_dml.methods.config import MethodConfig
-from prism_dml.methods.selector import make_bank, make_selector
+from prism_dml.methods.selector import BANK, SELECTOR, make_bank, make_selector
 from prism_dml.models.embedder import Embedder
 from prism_dml.selection import Selection
 
@@ -19,6 +19,7 @@ class MCL(Method):
 
     name = "mcl"
     summary = "memory contrastive loss (XBM), all labels believed"
+    reads = BANK | {"margin", "bank_weight"}
 
     def __init__(self, embedder: Embedder, data: TrainingSet, config: MethodConfig) -> None:
         super().__init__(embedder, data, config)
@@ -63,6 +64,7 @@ class PrismMCL(MCL):
 
     name = "prism-mcl"
     summary = "memory contrastive loss on the samples that PRISM trusts"
+    reads = MCL.reads | SELECTOR
     selects = True
 
     @classmethod

@@ -34,6 +34,7 @@ class Contrastive(Believing):
 
     name = "contrastive"
     summary = "contrastive loss on the pairs of a batch, all labels believed"
+    reads = frozenset({"margin"})
 
     def _criterion(self, data: TrainingSet, config: MethodConfig) -> nn.Module:
         return ContrastiveLoss(config.margin)

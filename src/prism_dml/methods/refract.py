@@ -96,6 +96,7 @@ class Refract(Method):
     summary = "normalised softmax; labels are judged a few times in a run, and put right as far as is known"
     selects = True
     learns_from_rejected = True
+    reads = frozenset({"noise_rate"})  # that it is auto
     trusted: Tensor
     targets: Tensor
     weights: Tensor

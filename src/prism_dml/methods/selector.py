@@ -6,6 +6,10 @@ from prism_dml.methods.base import TrainingSet
 from prism_dml.methods.config import MethodConfig
 from prism_dml.selection import PRISM, MemoryBank, ShardedBank
 
+BANK = frozenset({"bank_size", "shard_bank"})
+SELECTOR = BANK | {"noise_rate", "similarity", "threshold", "window", "selection_warmup", "temperature"}
+"""Settings that are read here."""
+
 
 def make_bank(data: TrainingSet, embedding_dim: int, config: MethodConfig) -> MemoryBank:
     """Memory as the settings want it, as large as the training set if they do not say; arguments as below."""

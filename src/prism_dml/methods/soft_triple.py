@@ -6,7 +6,7 @@ from torch import Tensor
 from prism_dml.methods.base import StepResult, TrainingSet
 from prism_dml.methods.config import MethodConfig
 from prism_dml.methods.proxy import SoftTriple
-from prism_dml.methods.selector import make_selector
+from prism_dml.methods.selector import SELECTOR, make_selector
 from prism_dml.models.embedder import Embedder
 from prism_dml.selection import Selection
 
@@ -20,6 +20,7 @@ class PrismSoftTriple(SoftTriple):
     name = "prism-soft-triple"
     summary = "SoftTriple loss on the samples that PRISM trusts"
     selects = True
+    reads = SELECTOR
 
     def __init__(self, embedder: Embedder, data: TrainingSet, config: MethodConfig) -> None:
         super().__init__(embedder, data, config)
