@@ -64,7 +64,9 @@ def search(
     model = load(run)
     for target in (sheet, json):
         if target is not None and str(target) != "-":
-            refuse_overwriting(target, [*map(Path, files), *index.glob("*"), *run_files(run)])
+            refuse_overwriting(
+                target, [*map(Path, files), *index.glob("index*"), *index.glob("rows-*"), *run_files(run)]
+            )
             refuse_unwritable(target)
     if "model" not in about:
         logger.warning(
