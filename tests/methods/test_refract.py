@@ -514,14 +514,19 @@ def test_in_a_run_of_few_epochs_there_is_one_look() -> None:
             asked.append(type(network))
             return embed(images)(network)
 
-        for _ in range(0, 100, part):
-            method.on_epoch_start(embed_all)
-        assert asked == [Patches, PatchFeatures] and isinstance(method.observer(), observer)
         shown: list[Tensor] = []
-        seen = embed(images)(method.observer())
-        with mock.patch(
+        judged = mock.patch(
             "prism_dml.methods.refract.judge", lambda rows, *of, to=shown: to.append(rows) or judge(rows, *of)
-        ):
+        )
+        with judged:
+            for _ in range(0, 100, part):
+                method.on_epoch_start(embed_all)
+        # Where it is not compared later, it must not take longer than a look at the embeddings.
+        assert [rows.shape[1] for rows in shown] == [128 if observer is Embedder else 256]
+        assert asked == [Patches, PatchFeatures] and isinstance(method.observer(), observer)
+        shown.clear()
+        seen = embed(images)(method.observer())
+        with judged:
             method.judge(seen, labels, torch.arange(2500))
         if observer is Embedder:
             torch.testing.assert_close(shown[0], seen)

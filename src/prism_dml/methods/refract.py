@@ -11,7 +11,7 @@ from prism_dml.methods.base import EmbedAll, Method, StepResult, TrainingSet
 from prism_dml.methods.beliefs import Judged, certain, judge, weigh
 from prism_dml.methods.classifier import CosineClassifier
 from prism_dml.methods.config import MethodConfig
-from prism_dml.methods.looks import APART, FEW, PARTS, plan_looks
+from prism_dml.methods.looks import APART, FEW, PARTS, glance, plan_looks
 from prism_dml.methods.second_opinion import by_network, pool
 from prism_dml.models.embedder import Embedder
 from prism_dml.models.levels import WithLevels, widths
@@ -169,7 +169,10 @@ class Refract(Method):
         """Judge all labels, and decide what the next steps learn from."""
         labels = self.data.labels.to(self.unlearned.device)
         if int(self.parts) == 0:  # nothing is learned yet
-            self._believe(judge(leading(self.unlearned), labels))
+            kept = self._levels or self.embedder.frozen  # to be compared later, too
+            self._believe(
+                judge(leading(self.unlearned) if kept else glance(embed_all, labels.device), labels)
+            )
             return
         seen = embed_all(WithLevels(self.embedder) if self._levels else self.embedder)
         embeddings = seen[:, : self.embedding_dim]
@@ -182,7 +185,7 @@ class Refract(Method):
 
     def _find_unlearned(self, embed_all: EmbedAll) -> None:
         """What is seen of the images without what is learned, if it is compared."""
-        if self._beside or self._levels or 0 in self._looks:
+        if self._beside or self._levels or (0 in self._looks and self.embedder.frozen):
             by_patches, device = bool(widths(self.embedder)), self.unlearned.device
             seen = patch_features(embed_all, device) if by_patches else embed_all(self.embedder.backbone)
             self.unlearned.copy_(side_by_side(seen, (seen.shape[1],)))

@@ -33,7 +33,7 @@ class Patches(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """float32 under autocast too."""
-        images = adaptive_avg_pool2d(images.float(), SIDE)
+        images = _at_side(images)
         y, x = self.places.unbind(dim=1)
         found = images.unfold(2, PATCH, 1).unfold(3, PATCH, 1)[:, :, y, x]  # (B, 3, places, PATCH, PATCH)
         return found.transpose(1, 2).flatten(1)
@@ -47,12 +47,13 @@ class PatchFeatures(nn.Module):
 
     Args:
         patches: (N, M) of the data set's images as `Patches` finds them; zeros: unreadable, but not all are.
+        filters: number of patches that are filters, at least 1; (B, `LENGTH`) is of `FILTERS`.
     """
 
     filters: Tensor
     offsets: Tensor
 
-    def __init__(self, patches: Tensor) -> None:
+    def __init__(self, patches: Tensor, filters: int = FILTERS) -> None:
         super().__init__()
         patches = patches[(patches != 0).any(dim=1)]
         if len(patches) > _MOST_WHITENED:
@@ -67,35 +68,45 @@ class PatchFeatures(nn.Module):
         whiten = ((directions * (values + _LEAST_VARIANCE).rsqrt()) @ directions.T).to(patches)
         order = torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))
         # Of few patches, some are filters twice.
-        drawn = order[torch.arange(FILTERS) % len(patches)].to(patches.device)
-        filters = normalize((patches[drawn] - mean) @ whiten, dim=1) @ whiten  # (FILTERS, 3 PATCH^2)
-        self.register_buffer("offsets", filters @ mean)
-        filters = filters - filters.mean(dim=1, keepdim=True)  # so that the mean of a patch does not count
-        self.register_buffer("filters", filters.unflatten(1, (3, PATCH, PATCH)))
+        drawn = order[torch.arange(filters) % len(patches)].to(patches.device)
+        kernels = normalize((patches[drawn] - mean) @ whiten, dim=1) @ whiten  # (filters, 3 PATCH^2)
+        self.register_buffer("offsets", kernels @ mean)
+        kernels = kernels - kernels.mean(dim=1, keepdim=True)  # so that the mean of a patch does not count
+        self.register_buffer("filters", kernels.unflatten(1, (3, PATCH, PATCH)))
 
     def forward(self, images: Tensor) -> Tensor:
         """float32 under autocast too. O(B.SIDE^2.FILTERS) time: less than the small network takes at this size."""
         with torch.autocast(images.device.type, enabled=False):
-            images = adaptive_avg_pool2d(images.float(), SIDE).contiguous(memory_format=torch.channels_last)
+            images = _at_side(images)
             mean, square = (
                 avg_pool2d(x.mean(dim=1, keepdim=True), PATCH, STRIDE) for x in (images, images.square())
             )
             count = 3 * PATCH**2
             variance = (square - mean.square()).clamp(min=0) * count / (count - 1)
-            responses = conv2d(images, self.filters, stride=STRIDE)  # changed in place: half of the time
+            lying = images.contiguous(memory_format=torch.channels_last)
+            responses = conv2d(lying, self.filters, stride=STRIDE)  # changed in place: half of the time
             responses.div_((variance + _LEAST_CONTRAST).sqrt_())
             responses.sub_(self.offsets[:, None, None] + _THRESHOLD).clamp_(min=0)
             return adaptive_avg_pool2d(responses, GRID).flatten(1)
 
 
-def patch_features(embed_all: Callable[[nn.Module], Tensor], device: torch.device) -> Tensor:
-    """`PatchFeatures` (N, `LENGTH`) of a whole data set, by two passes over it; zeros of what cannot be read.
+def _at_side(images: Tensor) -> Tensor:
+    """Images in float32 of side `SIDE`; those that have it stay: to pool them would take half of the time."""
+    images = images.float()
+    return images if images.shape[2:] == (SIDE, SIDE) else adaptive_avg_pool2d(images, SIDE)
+
+
+def patch_features(
+    embed_all: Callable[[nn.Module], Tensor], device: torch.device, filters: int = FILTERS
+) -> Tensor:
+    """`PatchFeatures` (N, filters `GRID`^2) of a whole data set, by two passes over it; zeros of what cannot be read.
 
     Args:
         embed_all: gives a network (images -> vectors) every image: network -> (N, M).
         device: that the images are on.
+        filters: number of filters.
     """
     patches = embed_all(Patches().to(device))
     if not patches.any():  # no image can be read
-        return patches.new_zeros(len(patches), LENGTH)
-    return embed_all(PatchFeatures(patches))
+        return patches.new_zeros(len(patches), filters * GRID**2)
+    return embed_all(PatchFeatures(patches, filters))

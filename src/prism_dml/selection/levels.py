@@ -16,13 +16,15 @@ _LEAST_SPREAD = 1e-4  # of a number, beside its largest value: below, it is alwa
 _ROWS = 1024  # samples looked at together: a core's cache holds them
 
 
-def num_compared(samples: int, numbers: int) -> int:
-    """How many numbers `side_by_side` makes of so many of so many samples."""
-    directions = min(max(DIRECTIONS, samples // SAMPLES_EACH), MOST_DIRECTIONS)
+def num_compared(samples: int, numbers: int, most: int = MOST_DIRECTIONS) -> int:
+    """How many numbers `side_by_side` makes of so many of so many samples, in at most so many directions."""
+    directions = min(max(DIRECTIONS, samples // SAMPLES_EACH), most)
     return directions if min(samples, numbers) > directions else numbers
 
 
-def side_by_side(levels: Tensor, widths: tuple[int, ...], beside: Tensor | None = None) -> Tensor:
+def side_by_side(
+    levels: Tensor, widths: tuple[int, ...], beside: Tensor | None = None, most: int = MOST_DIRECTIONS
+) -> Tensor:
     """Levels (N, L) of a data set as unit rows: all numbers equally wide, all blocks equally long, side by side.
 
     Of more numbers of more samples than `num_compared` says, so many leading directions, D. Rows of zeros stay.
@@ -32,6 +34,7 @@ def side_by_side(levels: Tensor, widths: tuple[int, ...], beside: Tensor | None 
         levels: what the blocks see, one after the other; zeros where an image could not be read.
         widths: length of each block's part, L in all.
         beside: (N, M) rows to compare as they are, as one more block as long as they are; they count in L.
+        most: directions, at least 1.
     """
     known = (levels != 0).any(dim=1, keepdim=True)
     mean, spread = _moments(levels, known)
@@ -44,7 +47,7 @@ def side_by_side(levels: Tensor, widths: tuple[int, ...], beside: Tensor | None 
 
     parts = [slice(start, start + _ROWS) for start in range(0, len(levels), _ROWS)]
     numbers = levels.shape[1] + (0 if beside is None else beside.shape[1])
-    count = num_compared(len(levels), numbers)
+    count = num_compared(len(levels), numbers, most)
     if count == numbers:
         return normalize(torch.cat([rows(part) for part in parts]), dim=1)
     drawn = rows(some(len(levels), _ENOUGH, levels.device))
