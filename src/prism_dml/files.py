@@ -31,13 +31,18 @@ def replacing(path: Path, mark: str = "") -> Iterator[Path]:
         temporary.replace(target)
 
 
-def refuse_unwritable(path: Path) -> None:
+def refuse_unwritable(path: Path, make_folder: bool = False) -> None:
     """OSError, as of `replacing`, if `path` cannot be written: asked before hours of work for what is to stand there.
 
-    Its folder is made; what is there stays.
+    What is there stays; nothing is left, but its folder if that is to be made.
     """
+    missing = [folder for folder in path.parents if not folder.exists()]
     with _beside(path, f"{os.getpid()}.probe") as (_, temporary):
         temporary.touch()
+    if not make_folder:
+        with suppress(OSError):  # another process may have begun there
+            for folder in missing:
+                folder.rmdir()
 
 
 @contextmanager

@@ -72,7 +72,7 @@ def test_what_a_run_was_trained_on_is_not_embedded_again(prism, image_folder, tm
     folder = tmp_path / "of five classes"
     shutil.copytree(image_folder / "train", folder / "train")
     shutil.copytree(image_folder / "test", folder / "train", dirs_exist_ok=True)
-    options = [*SMALL, "--validation", 0.4, "--validate-every", 1, "--method", method]
+    options = [*SMALL, "--steps", 12, "--validation", 0.4, "--validate-every", 1, "--method", method]
     assert prism("train", folder, "--out", run, *options)[0] == 0
     again = tmp_path / "again"
     shutil.copytree(run, again)

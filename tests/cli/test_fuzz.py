@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -79,7 +80,11 @@ def check(file, capsys) -> None:
         ["train", str(file.parent / "nothing"), "--config", str(file), "--out", str(file.parent / "run")]
     )
     error = capsys.readouterr().err
-    assert status == 2 and error.startswith("prism: error: ") and error.count("\n") == 1, error
+    *warnings, last = error.splitlines()  # settings that have no effect are named first
+    assert status == 2 and last.startswith("prism: error: ") and error.endswith("\n"), error
+    assert all(
+        re.fullmatch(r"prism: warning: --\S+ has no effect on method \S+", line) for line in warnings
+    ), error
     assert not (file.parent / "run").exists()
 
 

@@ -522,7 +522,7 @@ def test_the_embeddings_left_are_those_of_the_saved_model(
 ) -> None:
     """Of Refract, which scales what the network gives."""
     run = tmp_path / "run"
-    train(table, settings(method="refract", validation=validation), run)
+    train(table, settings(method="refract", validation=validation, steps=20), run)
     assert not torch.equal(final_state[-1]["method/scaling"], torch.eye(8)), "there was a look"
     model = load(run / "model")
     images = open_images(table.split("train"), 16, Augment("none"))

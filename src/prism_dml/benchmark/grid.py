@@ -79,7 +79,7 @@ class Comparison:
             for path in filter(None, (data.path, data.test, weights)):
                 if not resolve(path, data_root).exists():
                     raise ValueError(f"data set {data.name}: there is no {resolve(path, data_root)}")
-        refuse_unwritable(self.out / RESULTS)
+        refuse_unwritable(self.out / RESULTS, make_folder=True)
         with held(self.out, "another process"):
             self.records = read_records(self.out / RESULTS)  # another may have gone on since
             self._do(slots, data_root, announce, progress)

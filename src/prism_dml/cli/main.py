@@ -112,6 +112,16 @@ PRISM_DEBUG=1 in the environment shows where an error came from.
 def _log_to_standard_error() -> None:
     logger = logging.getLogger("prism_dml")
     if not logger.handlers:
-        handler = logging.StreamHandler()
+        handler = _StandardError()
         handler.setFormatter(logging.Formatter("prism: warning: %(message)s"))
         logger.addHandler(handler)
+
+
+class _StandardError(logging.Handler):
+    """Writes to what is standard error at that time: a program that calls `main` may have put another in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(f"{self.format(record)}\n")
+        except Exception:  # as any handler: a reader that has gone must not end a run
+            self.handleError(record)

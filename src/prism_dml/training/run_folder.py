@@ -54,7 +54,7 @@ def holding(out: Path, resume: bool) -> Iterator[None]:
         ValueError: another run is at work there, or see `refuse_other_run`.
         OSError: one line, if the folder cannot be written to.
     """
-    refuse_unwritable(out / RUN)
+    refuse_unwritable(out / RUN, make_folder=True)
     with held(out, "another run", WAIT):
         refuse_other_run(out, resume)  # another may have ended meanwhile
         yield
