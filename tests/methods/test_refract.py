@@ -1,4 +1,6 @@
 import math
+from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -378,6 +380,22 @@ def test_the_judge_compares_what_is_seen_with_the_network_and_without_it(labels:
     assert selection.keep[:2].all() and not selection.keep.all()
 
 
+def watched(features: Tensor) -> tuple[list[nn.Module], list[Tensor], Callable[[nn.Module], Tensor], Any]:
+    """Networks that are asked, rows that are judged, what asks the networks of these features, a patch of the judge."""
+    asked: list[nn.Module] = []
+    shown: list[Tensor] = []
+
+    def embed_all(network: nn.Module) -> Tensor:
+        asked.append(network)
+        return embed(features)(network)
+
+    def judged(rows: Tensor, *options: int) -> Judged:
+        shown.append(rows)
+        return judge(rows, *options)
+
+    return asked, shown, embed_all, mock.patch("prism_dml.methods.refract.judge", judged)
+
+
 @pytest.mark.parametrize("epochs, beside", [(KNOWN_BY_HEART, True), (KNOWN_BY_HEART - 1, False)])
 def test_what_a_frozen_backbone_makes_of_images_is_judged_beside_the_embeddings(
     labels: Tensor, epochs: int, beside: bool
@@ -388,18 +406,10 @@ def test_what_a_frozen_backbone_makes_of_images_is_judged_beside_the_embeddings(
     with mock.patch("prism_dml.methods.refract.widths", lambda embedder: ()):
         method = build("refract", labels, embedder.freeze())
         method.look_every(epoch=1, steps=epochs)
-        images, shown, asked = images_of(TRUTH).repeat_interleave(4, 2).repeat_interleave(4, 3), [], []
+        images = images_of(TRUTH).repeat_interleave(4, 2).repeat_interleave(4, 3)
         features = embedder.represent(images)  # (COUNT, 6)
-
-        def embed_all(network: nn.Module) -> Tensor:
-            asked.append(network)
-            return embed(features)(network)
-
-        def judged(rows: Tensor, *options: int) -> Judged:
-            shown.append(rows)
-            return judge(rows, *options)
-
-        with mock.patch("prism_dml.methods.refract.judge", judged):
+        asked, shown, embed_all, judging = watched(features)
+        with judging:
             for _ in range(3):
                 method.on_epoch_start(embed_all)
             assert asked == [embedder.backbone] * beside + [embedder] * 2
@@ -421,21 +431,12 @@ def test_a_short_run_on_a_frozen_backbone_is_judged_by_its_features_before_the_f
     features = 5 * torch.randn(CLASSES, 6, generator=torch.Generator().manual_seed(1))[TRUTH]
     features += 0.1 * torch.randn(COUNT, 6, generator=torch.Generator().manual_seed(2))
     embedder = Embedder("small", 16, image_size=16, backbone_options={"widths": (4, 6)}).eval().freeze()
-    asked, shown = [], []
-
-    def embed_all(network: nn.Module) -> Tensor:
-        asked.append(network)
-        return embed(features)(network)
-
-    def judged(rows: Tensor, *options: int) -> Judged:
-        shown.append(rows)
-        return judge(rows, *options)
-
+    asked, shown, embed_all, judging = watched(features)
     # As of another backbone, whose blocks are not known.
     with mock.patch("prism_dml.methods.refract.widths", lambda embedder: ()):
         method = build("refract", labels, embedder)
         part = method.look_every(epoch=9, steps=16)
-        with mock.patch("prism_dml.methods.refract.judge", judged):
+        with judging:
             method.on_epoch_start(embed_all)
             assert torch.equal(~method.decided(), labels != TRUTH)
             for _ in range(part, 16, part):

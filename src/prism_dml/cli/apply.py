@@ -55,7 +55,6 @@ def apply(data: str, corrections: Path, *, out: Path, json: bool = False) -> Non
                 result.table, out, data, lambda done, total: bar.update(task, completed=done, total=total)
             )
     table, left = result.table, _suspects_left(corrections, decided)
-    undecided = decided.undecided is not None
     if json:
         counts = {"relabelled": result.relabelled, "kept": result.kept, "dropped": result.dropped}
         counted = {"out": str(out), "images": len(table), **counts, "suspects_left": left}
@@ -65,7 +64,7 @@ def apply(data: str, corrections: Path, *, out: Path, json: bool = False) -> Non
         f"{out}: {len(table):,} images; {result.relabelled:,} relabelled, {result.kept:,} found right, "
         f"{result.dropped:,} dropped"
     )
-    if left and undecided:
+    if left and decided.undecided is not None:
         print(
             f"Suspects that nobody has decided on: {left:,}. Go on on the same page and apply all decisions anew."
         )
