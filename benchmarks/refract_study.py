@@ -35,6 +35,7 @@ from prism_dml.losses.contrastive import MemoryContrastiveLoss
 from prism_dml.methods import beliefs, refract
 from prism_dml.methods.base import EmbedAll, StepResult
 from prism_dml.methods.classifier import CosineClassifier
+from prism_dml.methods.compared import Compared
 from prism_dml.methods.refract import Refract
 from prism_dml.methods.registry import METHODS
 from prism_dml.methods.selector import make_bank
@@ -77,18 +78,35 @@ KEYS = ("data", "noise", "row", "seed")
 GIVEN = torch.eye(1 + beliefs.OTHERS)[0]  # of the given label and the others
 
 
-class ByBlocks(Refract):
-    """Refract that judges what the blocks of the network see only, and nothing that is seen without it."""
+class BlocksOnly(Compared):
+    """What the blocks of the network see, and nothing that is seen without it."""
 
-    def _rows(self, seen, embeddings, unlearned):
-        return super()._rows(seen, embeddings, torch.zeros_like(unlearned))
+    def rows(self, seen, embeddings, unlearned):
+        return super().rows(seen, embeddings, torch.zeros_like(unlearned))
 
 
-class ByEmbedding(Refract):
-    """Refract that judges embeddings, and not what the blocks of the network see."""
+class EmbeddingsOnly(Compared):
+    """Embeddings, and not what the blocks of the network see."""
 
-    def _rows(self, seen, embeddings, unlearned):
+    def rows(self, seen, embeddings, unlearned):
         return embeddings
+
+
+class ByBlocks(Refract):
+    """Refract that judges by `COMPARED`."""
+
+    COMPARED = BlocksOnly
+
+    def look_every(self, epoch, steps):
+        part = super().look_every(epoch, steps)
+        self._compared = self.COMPARED(**vars(self._compared))
+        return part
+
+
+class ByEmbedding(ByBlocks):
+    """Refract that judges embeddings."""
+
+    COMPARED = EmbeddingsOnly
 
 
 class FromSteps(ByEmbedding):

@@ -1,5 +1,6 @@
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax, normalize
 
 from prism_dml.methods.beliefs import Judged, judge, weigh
-from prism_dml.methods.refract import INSTANCE, KNOWN_BY_HEART, MOST, Refract, WarmClassifier
+from prism_dml.methods.compared import KNOWN_BY_HEART
+from prism_dml.methods.refract import INSTANCE, MOST, Refract, WarmClassifier
 from prism_dml.methods.second_opinion import given_the_label, pool
 from prism_dml.models import Embedder
 from prism_dml.models.levels import WithLevels
@@ -50,6 +52,16 @@ def begun(labels: Tensor) -> Refract:
     method = build("refract", labels, Linear(dim=16))
     method.look_every(epoch=1, steps=16)
     return method
+
+
+@contextmanager
+def unknown_blocks() -> Iterator[None]:
+    """As of another backbone than the small one."""
+    modules = ("refract", "compared")
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(mock.patch(f"prism_dml.methods.{module}.widths", lambda embedder: ()))
+        yield
 
 
 def learned_as(method: Refract) -> Tensor:
@@ -402,8 +414,7 @@ def test_what_a_frozen_backbone_makes_of_images_is_judged_beside_the_embeddings(
 ) -> None:
     """In a run that is long enough to learn labels by heart."""
     embedder = Embedder("small", 16, image_size=16, backbone_options={"widths": (4, 6)}).eval()
-    # As of another backbone, whose blocks are not known.
-    with mock.patch("prism_dml.methods.refract.widths", lambda embedder: ()):
+    with unknown_blocks():
         method = build("refract", labels, embedder.freeze())
         method.look_every(epoch=1, steps=epochs)
         images = images_of(TRUTH).repeat_interleave(4, 2).repeat_interleave(4, 3)
@@ -432,8 +443,7 @@ def test_a_short_run_on_a_frozen_backbone_is_judged_by_its_features_before_the_f
     features += 0.1 * torch.randn(COUNT, 6, generator=torch.Generator().manual_seed(2))
     embedder = Embedder("small", 16, image_size=16, backbone_options={"widths": (4, 6)}).eval().freeze()
     asked, shown, embed_all, judging = watched(features)
-    # As of another backbone, whose blocks are not known.
-    with mock.patch("prism_dml.methods.refract.widths", lambda embedder: ()):
+    with unknown_blocks():
         method = build("refract", labels, embedder)
         part = method.look_every(epoch=9, steps=16)
         with judging:
@@ -481,8 +491,8 @@ def test_of_few_large_classes_labels_are_all_that_is_learned() -> None:
     labels = torch.arange(2500) % 10
     assert hasattr(build("refract", labels[:2499], embedder), "patch_projection")
     method = build("refract", labels, embedder)
-    assert not hasattr(method, "patch_projection") and method.unlearned.shape[1] > 0
     method.look_every(epoch=1, steps=16)
+    assert not hasattr(method, "patch_projection") and method.unlearned.shape[1] > 0
     method.unlearned.copy_(torch.randn(method.unlearned.shape))
     batch = torch.arange(20)
     images = torch.randn(20, 3, 16, 16)
@@ -503,7 +513,7 @@ def test_of_few_large_classes_what_is_surely_right_is_believed(count: int, belie
 
 
 def test_in_a_run_of_few_epochs_there_is_one_look() -> None:
-    """Before the first step. Of few large classes, and in less than half an epoch, embeddings are judged at the end."""
+    """Before the first step. Where blocks are not compared, it is beside the embeddings that are judged in the end."""
     embedder = Embedder("small", 16, image_size=16, backbone_options={"widths": (4, 6)}).eval()
     images = torch.randn(2500, 3, 16, 16)
     for classes, epoch, observer in ((10, 60, Embedder), (50, 60, WithLevels), (50, 201, Embedder)):
@@ -530,7 +540,9 @@ def test_in_a_run_of_few_epochs_there_is_one_look() -> None:
         with judged:
             method.judge(seen, labels, torch.arange(2500))
         if observer is Embedder:
-            torch.testing.assert_close(shown[0], seen)
+            before = method.unlearned.float()
+            expected = (seen @ seen.T + before @ before.T) / 2
+            torch.testing.assert_close(shown[0] @ shown[0].T, expected, atol=2e-3, rtol=0)
         else:
             assert shown[0].shape == (2500, 256)
 

@@ -1,13 +1,6 @@
-"""When all labels of a run are judged, and by what where that is before anything is learned."""
+"""When all labels of a run are judged."""
 
 import math
-
-import torch
-from torch import Tensor
-
-from prism_dml.methods.base import EmbedAll
-from prism_dml.models.patches import FILTERS, patch_features
-from prism_dml.selection.levels import DIRECTIONS, side_by_side
 
 PARTS, FIRST = 32, 2
 """The first look comes after a thirty-second of the run, or after two epochs where that is earlier: of few images,
@@ -17,9 +10,6 @@ APART, FEW = 0.5, 2
 """Epochs from one look to the next, at least, and below which a run compares embeddings; and epochs below which it has
 one look only, and of few classes with many samples each compares embeddings, too: more would cost too much beside so
 little training."""
-
-FEWER = 2
-"""So many times fewer patches, and directions, are compared by `glance`: it must not take longer than a look."""
 
 
 def plan_looks(epoch: int, steps: int, beforehand: bool) -> tuple[int, list[int]]:
@@ -44,9 +34,3 @@ def plan_looks(epoch: int, steps: int, beforehand: bool) -> tuple[int, list[int]
 def _is_look(parts: int) -> bool:
     """Whether all is judged after so many parts, if not too soon: 1, 2, 3, 4, 6, 8, 12, 16, ...; dense early."""
     return parts in (1, 2, 3) or (parts > 3 and parts % 2 == 0 and _is_look(parts // 2))
-
-
-def glance(embed_all: EmbedAll, device: torch.device) -> Tensor:
-    """What the images show without a network, as unit rows (N, D) to judge by once; see `patch_features`."""
-    seen = patch_features(embed_all, device, FILTERS // FEWER)
-    return side_by_side(seen, (seen.shape[1],), most=DIRECTIONS // FEWER)

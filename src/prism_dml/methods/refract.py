@@ -10,16 +10,17 @@ from prism_dml.losses import InstanceLoss
 from prism_dml.methods.base import EmbedAll, Method, StepResult, TrainingSet
 from prism_dml.methods.beliefs import Judged, certain, judge, weigh
 from prism_dml.methods.classifier import CosineClassifier
+from prism_dml.methods.compared import Compared, plan_compared
 from prism_dml.methods.config import MethodConfig
-from prism_dml.methods.looks import APART, FEW, PARTS, glance, plan_looks
+from prism_dml.methods.looks import PARTS, plan_looks
 from prism_dml.methods.second_opinion import by_network, pool
 from prism_dml.models.embedder import Embedder
 from prism_dml.models.levels import WithLevels, widths
-from prism_dml.models.patches import LENGTH, patch_features
+from prism_dml.models.patches import LENGTH
 from prism_dml.selection import CalibratedSelection
 from prism_dml.selection.discriminant import matrix_power, within_classes
 from prism_dml.selection.label_model import learns_pairs
-from prism_dml.selection.levels import joined, leading, num_compared, side_by_side
+from prism_dml.selection.levels import leading, num_compared
 
 BELIEVED, OF_MANY = 0.5, 0.8
 """Probability of being right from which on a label is believed; and in training, where classes are few and have many
@@ -33,10 +34,6 @@ INSTANCE, MOST = 1 / 40, 3.0
 """Weight of the loss by which images are told apart by their patch features, beside that of their labels, at first: so
 much for each sample that a class has on average, and at most. Of a large class the label leaves more of an image
 untold. It falls to nothing by the end of the run: what serves new classes takes from those that are learned."""
-
-KNOWN_BY_HEART = 8
-"""Epochs from which on the head of a frozen backbone may have learned wrong labels by heart, so that its embeddings,
-which the judge compares, would confirm them: then what the backbone makes of the images is compared beside them."""
 
 EVENED = 0.25
 """Embeddings are scaled by their covariance within classes to minus this power: 0 does nothing, 1/2 whitens."""
@@ -74,9 +71,9 @@ class Refract(Method):
     (`InstanceLoss`), so that labels, wrong ones included, are not all that is left of it. Classes that are new gain by
     that; of few classes with many samples each it is left out. On other networks, in a run of few epochs of such
     classes, and in less than half an epoch, the judge compares the embeddings, scaled, and only labels are learned;
-    beside them, in a run of many epochs (`KNOWN_BY_HEART`), what a frozen backbone makes of the images. In a run of
-    less than two epochs the one look comes before the first step, and compares patch features alone where blocks are
-    known, and what a frozen backbone makes of the images.
+    beside them, in a run of many epochs, what a frozen backbone makes of the images. In a run of less than two epochs
+    the one look comes before the first step, and compares patch features alone where blocks are known, and what a
+    frozen backbone makes of the images. See `plan_compared`.
 
     A step costs O(B.C.D + B.(B + F).L) beside the network, of embeddings of length D, F features before the head and L
     numbers of patch features, N / 80, from 256 to 1,024 (1,152 of up to 256 images). A look costs a forward pass of the
@@ -84,8 +81,8 @@ class Refract(Method):
     are compared: as many as L if those are blocks, else D, and L more where what a frozen backbone makes of the images
     is beside them. With blocks of the small network it takes 20 to 25 kB a sample, the judge's share included. Patch
     features are found once, in two passes over the images, together shorter than a forward pass where these are decoded
-    already, and with 12 kB a sample (20 of 8,000), of which half a kB to 2 kB stay, as of a frozen backbone's (in a run
-    of few epochs, too); what is believed takes 69 bytes.
+    already, and with 12 kB a sample (20 of 8,000), of which half a kB to 2 kB stay, as of a frozen backbone's where
+    those are compared (a quarter of a kB where blocks are not); what is believed takes 69 bytes.
     Source: PRISM (Liu et al., CVPR 2021), sec. 3, for trust by the similarity to class means; normalised softmax: Zhai
     and Wu, BMVC 2019; the likelihood of a noisy label: Patrini et al., CVPR 2017; scaling by the covariance
     within classes: Hatch et al., Interspeech 2006, who whiten; `models/levels.py`, `patches.py` and
@@ -125,14 +122,13 @@ class Refract(Method):
         self.register_buffer("weights", chances)  # (N, 1 + OTHERS) w_k of these
         self.register_buffer("anywhere", torch.zeros(data.num_samples))  # w_0
         self.register_buffer("draws", torch.ones(data.num_samples))  # see `draw_weights`
-        numbers = LENGTH if widths(embedder) else embedder.head.in_features if embedder.frozen else 0
-        width = num_compared(data.num_samples, numbers)
         # (N, width) what is seen of the images that is not learned: patch features, or those of a frozen backbone
-        self.register_buffer("unlearned", torch.zeros(data.num_samples, width, dtype=torch.half))
-        many = learns_pairs(data.num_samples, data.num_classes)
-        self._believed_from = OF_MANY if many else BELIEVED
-        self._tells_apart = bool(widths(embedder)) and not many
+        self.register_buffer("unlearned", torch.zeros(data.num_samples, 0, dtype=torch.half))
+        self._pairs = learns_pairs(data.num_samples, data.num_classes)
+        self._believed_from = OF_MANY if self._pairs else BELIEVED
+        self._tells_apart = bool(widths(embedder)) and not self._pairs
         if self._tells_apart:  # from what the backbone makes of an image to its patch features
+            width = num_compared(data.num_samples, LENGTH)
             self.patch_projection = CosineClassifier.draw(width, embedder.head.in_features, seed=1)
         self.instance_loss = InstanceLoss()
         self._instance_weight = min(INSTANCE * data.num_samples / data.num_classes, MOST)
@@ -141,26 +137,26 @@ class Refract(Method):
         self.register_buffer("parts", torch.zeros((), dtype=torch.long))  # finished so far
         self._all_parts = PARTS  # of the run
         self._looks: list[int] = []  # after so many parts
-        self._levels = widths(embedder)  # length of what each block shows the judge
-        self._beside = False  # the embeddings of a frozen backbone, it is shown what that makes of the images
+        self._compared = Compared()
 
     def proxies(self) -> list[nn.Parameter]:
         """The class weights."""
         return [self.class_weights]
 
     def look_every(self, epoch: int, steps: int) -> int:
-        """Steps of a part of the run; after which parts all is judged is settled here."""
-        part, self._looks = plan_looks(epoch, steps, bool(widths(self.embedder)) or self.embedder.frozen)
+        """Steps of a part of the run; after which parts all is judged, and by what, is settled here."""
+        beforehand = bool(widths(self.embedder)) or self.embedder.frozen
+        part, self._looks = plan_looks(epoch, steps, beforehand)
         self._all_parts = math.ceil(steps / part)
-        enough = steps >= (APART if self._tells_apart else FEW) * epoch
-        self._levels = widths(self.embedder) if enough else ()
-        self._beside = self.embedder.frozen and not self._levels and steps >= KNOWN_BY_HEART * epoch
+        self._compared = plan_compared(self.embedder, len(self.unlearned), steps / epoch, self._pairs)
+        self.unlearned = self.unlearned.new_zeros(len(self.unlearned), self._compared.width)
         return part
 
     def on_epoch_start(self, embed_all: EmbedAll) -> None:
         """Judge all labels, if it is time to."""
-        if int(self.parts) == 0:  # once: it is the same at all times
-            self._find_unlearned(embed_all)
+        if int(self.parts) == 0 and self._compared.width:  # once: it is the same at all times
+            device = self.unlearned.device
+            self.unlearned.copy_(self._compared.find_unlearned(self.embedder, embed_all, device))
         if int(self.parts) in self._looks:
             self._look(embed_all)
         self.parts += 1
@@ -169,34 +165,15 @@ class Refract(Method):
         """Judge all labels, and decide what the next steps learn from."""
         labels = self.data.labels.to(self.unlearned.device)
         if int(self.parts) == 0:  # nothing is learned yet
-            kept = self._levels or self.embedder.frozen  # to be compared later, too
-            self._believe(
-                judge(leading(self.unlearned) if kept else glance(embed_all, labels.device), labels)
-            )
+            self._believe(judge(leading(self.unlearned), labels))
             return
-        seen = embed_all(WithLevels(self.embedder) if self._levels else self.embedder)
+        seen = embed_all(WithLevels(self.embedder) if self._compared.levels else self.embedder)
         embeddings = seen[:, : self.embedding_dim]
         readable = (embeddings != 0).any(dim=1)
-        self._believe(
-            judge(self._rows(seen, normalize(embeddings @ self.scaling, dim=1), self.unlearned), labels)
-        )
+        scaled = normalize(embeddings @ self.scaling, dim=1)
+        self._believe(judge(self._compared.rows(seen, scaled, self.unlearned), labels))
         self.draws *= readable  # what cannot be read would else take the places of doubtful samples
         self._even_out(embeddings, labels, readable)
-
-    def _find_unlearned(self, embed_all: EmbedAll) -> None:
-        """What is seen of the images without what is learned, if it is compared."""
-        if self._beside or self._levels or (0 in self._looks and self.embedder.frozen):
-            by_patches, device = bool(widths(self.embedder)), self.unlearned.device
-            seen = patch_features(embed_all, device) if by_patches else embed_all(self.embedder.backbone)
-            self.unlearned.copy_(side_by_side(seen, (seen.shape[1],)))
-
-    def _rows(self, seen: Tensor, embeddings: Tensor, unlearned: Tensor) -> Tensor:
-        """What the judge compares: what the blocks of the network see, or embeddings; and what is not learned."""
-        if self._levels:
-            return side_by_side(seen[:, self.embedding_dim :], self._levels, unlearned)
-        if self._beside:
-            return joined(embeddings, unlearned)
-        return embeddings
 
     def _believe(self, judged: Judged) -> None:
         """Decide what the next steps learn from."""
@@ -232,7 +209,7 @@ class Refract(Method):
         embeddings = normalize(self.embedder.project(represented), dim=1, eps=1e-6)
         logits = WarmClassifier(self.embedder, self.class_weights).logits(embeddings)
         loss = self._label_loss(logits, index)
-        if self._levels and self._tells_apart:
+        if self._compared.levels and self._tells_apart:
             projected = linear(represented.to(self.patch_projection.dtype), self.patch_projection)
             told_apart = self.instance_loss(projected, self.unlearned[index])
             past = (self.parts - 1) / self._all_parts  # `parts` counts the present one
@@ -248,7 +225,7 @@ class Refract(Method):
     def observer(self) -> nn.Module:
         """The saved network, and what its blocks see, if that is compared."""
         network = self.networks()["model"]
-        return WithLevels(network) if self._levels else network
+        return WithLevels(network) if self._compared.levels else network
 
     @torch.no_grad()
     def judge(self, seen: Tensor, labels: Tensor, index: Tensor) -> tuple[CalibratedSelection, float]:
@@ -258,7 +235,7 @@ class Refract(Method):
         by its own label, too. A look hears the judge only, or the network would confirm itself.
         """
         embeddings = seen[:, : self.embedding_dim]
-        judged = judge(self._rows(seen, embeddings, self.unlearned[index]), labels)
+        judged = judge(self._compared.rows(seen, embeddings, self.unlearned[index]), labels)
         known = (embeddings != 0).any(dim=1)
         chances = pool(judged.chances, self._sees(embeddings, judged))
         chances = torch.where(known[:, None], chances, judged.chances)

@@ -134,6 +134,7 @@ def _train(
     learner, optimizer = fabric.setup(method, optimizer)
     size = (config.classes_per_batch, config.samples_per_class)
     sampler = PKSampler(samples.labels, *size, config.seed, sources.blocks)
+    look_every = method.look_every(sampler.num_batches, config.steps)
     noisy = samples.is_noisy
     tally = Tally(len(samples), None if noisy is None else torch.from_numpy(noisy)).to(fabric.device)
     guard = Guard(method, config.max_bad_steps)
@@ -159,7 +160,6 @@ def _train(
     log = open_log(out, log_bytes, config.track, settings, start) if ranks.first else NoLog()
     batches = sources.batches(sampler, method.draw_weights(), config.seed, start, ranks)
     steps = config.steps * method.rounds
-    look_every = method.look_every(sampler.num_batches, config.steps)
     with StopRequest() as stop, log, RunProgress(config.method, steps, start, ranks.first) as show:
         for step in range(start, steps):
             with repeatable(fabric.device):
