@@ -305,8 +305,8 @@ def every(parts: int) -> dict:
         "methods.looks.FEW": 0,
         "methods.looks.FIRST": 10**9,
         "methods.looks._is_look": lambda parts: parts > 0,
-        "methods.refract.APART": 0,
-        "methods.refract.FEW": 0,
+        "methods.compared.APART": 0,
+        "methods.compared.FEW": 0,
     }
 
 
@@ -314,7 +314,7 @@ NO_LOOKS = {"methods.looks._is_look": lambda parts: False, "methods.looks.FEW": 
 NOT_TOLD_APART = {"methods.refract.MOST": 0.0}
 NOT_EVENED = {"methods.refract.EVENED": 0.0}
 NO_SAY = {
-    "methods.beliefs.judge_labels": without_folds,
+    "selection.bursts.judge_labels": without_folds,
     "selection.discriminant.ClassBalls.density": with_itself,
 }
 # row: method, what differs in prism_dml, another class in the place of Refract
