@@ -18,6 +18,7 @@ LENGTH = FILTERS * GRID**2
 _PLACES = 4  # in each image that patches are taken from
 _MOST_WHITENED = 20_000  # images whose patches say how to whiten: these are 80,000 draws of 108 numbers
 _LEAST_CONTRAST, _LEAST_VARIANCE = 0.1, 0.1  # of images of unit variance: below, there is nothing but noise
+_TOGETHER = 64  # images: a core's cache holds their responses
 _THRESHOLD = 0.25  # of a response, in the units of whitened patches
 
 
@@ -77,17 +78,19 @@ class PatchFeatures(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """float32 under autocast too. O(B.SIDE^2.FILTERS) time: less than the small network takes at this size."""
         with torch.autocast(images.device.type, enabled=False):
-            images = _at_side(images)
-            mean, square = (
-                avg_pool2d(x.mean(dim=1, keepdim=True), PATCH, STRIDE) for x in (images, images.square())
-            )
-            count = 3 * PATCH**2
-            variance = (square - mean.square()).clamp(min=0) * count / (count - 1)
-            lying = images.contiguous(memory_format=torch.channels_last)
-            responses = conv2d(lying, self.filters, stride=STRIDE)  # changed in place: half of the time
-            responses.div_((variance + _LEAST_CONTRAST).sqrt_())
-            responses.sub_(self.offsets[:, None, None] + _THRESHOLD).clamp_(min=0)
-            return adaptive_avg_pool2d(responses, GRID).flatten(1)
+            return torch.cat([self._responses(part) for part in torch.split(_at_side(images), _TOGETHER)])
+
+    def _responses(self, images: Tensor) -> Tensor:
+        mean, square = (
+            avg_pool2d(x.mean(dim=1, keepdim=True), PATCH, STRIDE) for x in (images, images.square())
+        )
+        count = 3 * PATCH**2
+        variance = (square - mean.square()).clamp(min=0) * count / (count - 1)
+        lying = images.contiguous(memory_format=torch.channels_last)
+        responses = conv2d(lying, self.filters, stride=STRIDE)  # changed in place: half of the time
+        responses.div_((variance + _LEAST_CONTRAST).sqrt_())
+        responses.sub_(self.offsets[:, None, None] + _THRESHOLD).clamp_(min=0)
+        return adaptive_avg_pool2d(responses, GRID).flatten(1)
 
 
 def _at_side(images: Tensor) -> Tensor:
