@@ -6,8 +6,8 @@
 Needs grocery.parquet, omniglot.parquet and cifar10n_worse.parquet in $PRISM_DATA. A fifth of the training classes (of
 CIFAR-10N, whose ten classes are in both splits, of the images) is set aside with true labels, labels of the others are
 made wrong (CIFAR-10N: as people gave them), and the variants of VARIANTS are trained on those; the test split is not
-touched. A finished run is one line of results.jsonl and is not run again. `time` is processor time beside MCL's in the
-same table; runs side by side slow each other down, so it is good to a tenth.
+touched. A finished run is one line of results.jsonl and is not run again. `time` is processor time beside MCL's on the
+same data; runs side by side slow each other down, so it is good to a tenth.
 """
 
 import argparse
@@ -482,7 +482,8 @@ def write_table(out: Path, results: list[dict]) -> None:
     ]
     lines += [
         "Validation classes with true labels (CIFAR-10N: images), the labels of the rest wrong as the headline says; "
-        'mean over the seeds. AUROC to "of them right": the last judgement of the training labels; "put right": share '
+        'mean over the seeds that all rows have. AUROC to "of them right": the last judgement of the training '
+        'labels; "put right": share '
         "of all, by a suggestion that is more likely right than wrong; time: of MCL's.",
         "",
     ]
@@ -496,8 +497,10 @@ def write_table(out: Path, results: list[dict]) -> None:
             [r["seconds"] for r in results if (r["data"], r["row"]) == (data, "MCL")] or [float("nan")]
         )
         lines += [f"## {data}, {noise}", "", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-        for row in VARIANTS:
-            runs = [r for r in mine if r["row"] == row]
+        rows = [[r for r in mine if r["row"] == row] for row in VARIANTS]
+        shared = set.intersection(*({r["seed"] for r in runs} for runs in rows if runs))
+        for row, runs in zip(VARIANTS, rows, strict=True):
+            runs = [r for r in runs if r["seed"] in shared or not shared]
             if runs:
                 lines.append("| " + " | ".join([row, *cells(runs, base)]) + " |")
         lines.append("")

@@ -8,7 +8,12 @@ from pathlib import Path
 
 def read_results(file: Path) -> list[dict]:
     """The finished runs; none if there is no such file."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    if not file.exists():
+        return []
+    whole, _, cut = file.read_text().rpartition("\n")
+    if cut:  # the last line, as the disk was full or the power went
+        file.write_text(whole + "\n" * bool(whole))
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def run_all(

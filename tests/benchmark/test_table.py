@@ -130,7 +130,7 @@ def test_a_comparison_that_is_not_whole_says_so(finished, tmp_path):
     pixels = {place.job.key for place in places if place.row.name == "Raw pixels"}
     rest = {key: result for key, result in results.items() if "metrics" not in result or key in pixels}
     text = written(tmp_path, protocol, places, rest)
-    assert "\nNot run here: the other 4 rows of the protocol.\n" in text
+    assert "\nNot run here: 4 more rows that are planned.\n" in text
 
 
 def test_nothing_is_best_that_has_no_rival(finished, tmp_path):

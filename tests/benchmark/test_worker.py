@@ -45,6 +45,14 @@ def test_a_run_of_prism_that_is_told_the_truth(job_of, data_root, tmp_path):
     assert again == result
 
 
+def test_what_learns_from_right_labels_only_has_judged_none_of_the_wrong_ones(job_of, data_root, tmp_path):
+    job = replace(job_of("MCL"), method="refract-oracle")
+    result = run_job(job, tmp_path, data_root, "cpu")
+    assert result["noise"] == 0.5 and result["metrics"]["map_at_r"] > 0
+    judged = ("estimated", "purity", "clean_recall", "wrong_found", "auroc")
+    assert [result[name] for name in judged] == [None] * 5
+
+
 def test_weights_lie_beside_the_data(job_of, data_root, tmp_path):
     job = job_of("MCL")
     settings = {**job.settings, "backbone": "resnet10t", "image_size": 32, "weights": "trained.safetensors"}

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import timm
@@ -188,6 +190,56 @@ def test_mistakes_are_one_line(prism, image_folder, tmp_path, protocol, options,
     )
     assert status == 2
     assert message in error and error.count("\n") == 1
+
+
+PIXELS = (
+    PROTOCOL[: PROTOCOL.index("rows:")]
+    + """
+rows: [{name: Pixels, method: raw-pixels}, {name: MCL, method: mcl}]
+grid: [{noise: none, rows: [Pixels]}]
+"""
+)
+
+
+def test_results_of_other_data_are_not_taken_for_ours(prism, image_folder, tmp_path):
+    """At the same place; the same ones are, and those that do not say what they are of."""
+    (tmp_path / "p.yaml").write_text(PIXELS, encoding="utf-8")
+    out, photos = tmp_path / "out", tmp_path / "data" / "my photos"
+    shutil.copytree(image_folder, photos)
+    asked = ("benchmark", tmp_path / "p.yaml", "--out", out, "--workers", "1", "--data-root", photos.parent)
+    assert prism(*asked)[0] == 0
+    (before,) = records(out / "results.jsonl")
+    assert prism(*asked)[0] == 0 and records(out / "results.jsonl") == [before]
+    next(photos.glob("test/*/*.*")).unlink()
+    status, _, error = prism(*asked)
+    assert status == 2 and error.count("\n") == 1
+    assert "data set tiny: " in error and "has runs on other data" in error and "another folder" in error
+    del before["fingerprint"]
+    (out / "results.jsonl").write_text(json.dumps(before) + "\n", encoding="utf-8")
+    assert prism(*asked)[0] == 0
+
+
+def test_a_run_that_could_not_be_recorded_is_not_lost(prism, image_folder, tmp_path, monkeypatch):
+    (tmp_path / "p.yaml").write_text(PIXELS, encoding="utf-8")
+    out = tmp_path / "out"
+    asked = (
+        "benchmark",
+        tmp_path / "p.yaml",
+        "--out",
+        out,
+        "--workers",
+        "1",
+        "--data-root",
+        image_folder.parent,
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr("prism_dml.benchmark.grid.append_record", Mock(side_effect=OSError(28, "no space")))
+        status, _, error = prism(*asked)
+    assert status != 0 and "no space" in error
+    (left,) = out.glob("unfinished/*/result.json")
+    seconds = json.loads(left.read_text(encoding="utf-8"))["seconds"]
+    assert prism(*asked)[0] == 0 and not (out / "unfinished").exists()
+    assert [record["seconds"] for record in records(out / "results.jsonl")] == [seconds], "it ran once"
 
 
 def test_help(prism, capsys):

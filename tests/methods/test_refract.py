@@ -561,6 +561,12 @@ def test_a_short_run_learns_from_its_first_step_on_what_the_images_tell(labels: 
         ).all()
         assert torch.equal(method.scaling, torch.eye(16))
         method = build("refract", labels, embedder)
+    images[:3] = 0
+    method.look_every(epoch=9, steps=16)
+    method.on_epoch_start(
+        lambda network: embed(images)(network) * (images != 0).flatten(1).any(dim=1)[:, None]
+    )
+    assert method.decided()[:3].all() and method.draw_weights()[:4].tolist()[:3] == [0, 0, 0]
 
 
 def test_where_no_image_can_be_read_nothing_is_seen(labels: Tensor) -> None:

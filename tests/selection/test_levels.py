@@ -131,6 +131,24 @@ def test_the_directions_that_matter_most_of_what_was_compared(monkeypatch):
     assert leading(torch.zeros(6, 10).half()).eq(0).all()
 
 
+def test_the_directions_that_matter_most_of_numbers_that_were_compared_as_they_are(monkeypatch):
+    """Of very many samples all numbers are, in another order: classes that differ in the first ones are told apart."""
+    monkeypatch.setattr("prism_dml.selection.levels.DIRECTIONS", 5)
+    monkeypatch.setattr("prism_dml.selection.levels.SAMPLES_EACH", 10)
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.arange(600) % 4
+    given = 0.1 * torch.randn(600, 40, generator=generator)
+    given[:, :4] += torch.nn.functional.one_hot(truth, 4)
+    rows = side_by_side(given, (40,))
+    wide = (given - given.mean(dim=0)) / given.std(dim=0, correction=0)
+    unit = torch.nn.functional.normalize(wide, dim=1)
+    torch.testing.assert_close(similarities(rows), similarities(unit), atol=1e-3, rtol=0)
+    few = leading(rows)
+    assert rows.shape == given.shape and few.shape == (600, 5)
+    nearest = similarities(few).fill_diagonal_(-1).argmax(dim=1)
+    assert (truth[nearest] == truth).float().mean() > 0.9
+
+
 @pytest.mark.parametrize("count", [20, 300, 700])
 def test_numbers_that_hang_on_others(count):
     """Maps of few pixels have equal quarters, few samples few directions."""

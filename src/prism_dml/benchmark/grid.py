@@ -16,7 +16,7 @@ from prism_dml.benchmark.pool import find_slots, run_jobs
 from prism_dml.benchmark.protocol import DataSet, Protocol, Row
 from prism_dml.benchmark.results import Record, append_record, done, failed, read_records
 from prism_dml.benchmark.table import Facts, write_table
-from prism_dml.benchmark.tables import resolve
+from prism_dml.benchmark.tables import data_fingerprint, resolve
 from prism_dml.benchmark.worker import Slot
 from prism_dml.files import held, refuse_unwritable
 from prism_dml.training.stop import StopRequest
@@ -37,7 +37,7 @@ class Comparison:
 
     Args:
         protocol: the comparison.
-        out: folder of the results; made if it is not there.
+        out: folder of the results.
         command: how it was called, for the table.
 
     Raises:
@@ -46,8 +46,8 @@ class Comparison:
 
     def __init__(self, protocol: Protocol, out: Path, command: str) -> None:
         self.protocol, self.out, self.command = protocol, out, command
-        out.mkdir(parents=True, exist_ok=True)
         self.records = read_records(out / RESULTS)
+        self._fingerprints: dict[str, str] = {}
 
     def run(
         self,
@@ -68,8 +68,8 @@ class Comparison:
             How many runs there are, have succeeded and have failed.
 
         Raises:
-            ValueError: data or weights are not there, an argument is out of range, or another process is doing the
-                same.
+            ValueError: data or weights are not there, results are of other data, an argument is out of range, or
+                another process is doing the same.
             OSError: results cannot be written there.
             BenchmarkStopped: SIGINT or SIGTERM came.
         """
@@ -79,9 +79,11 @@ class Comparison:
             for path in filter(None, (data.path, data.test, weights)):
                 if not resolve(path, data_root).exists():
                     raise ValueError(f"data set {data.name}: there is no {resolve(path, data_root)}")
+        self._fingerprints = {data.name: data_fingerprint(data, data_root) for data in self.protocol.data}
         refuse_unwritable(self.out / RESULTS, make_folder=True)
         with held(self.out, "another process"):
             self.records = read_records(self.out / RESULTS)  # another may have gone on since
+            self._refuse_other_data()
             self._do(slots, data_root, announce, progress)
         return self.counts()
 
@@ -113,9 +115,27 @@ class Comparison:
                     said = f"{counts['succeeded']} of {counts['runs']} runs are done"
                     raise BenchmarkStopped(stop.signal, said)
         self.write()
-        shutil.rmtree(self.out / WORK / VECTORS, ignore_errors=True)
-        if (self.out / WORK).is_dir() and not any((self.out / WORK).iterdir()):
+        self._clear()
+
+    def _clear(self) -> None:
+        """Remove what runs share while they are at work, and what those left that are recorded."""
+        if not (self.out / WORK).is_dir():
+            return
+        for name in (VECTORS, *done(self.records)):
+            shutil.rmtree(self.out / WORK / name, ignore_errors=True)
+        if not any((self.out / WORK).iterdir()):
             (self.out / WORK).rmdir()
+
+    def _refuse_other_data(self) -> None:
+        """ValueError if a result is of other data at the same place; of old results that is not known."""
+        results = done(self.records)
+        for job in [*self.tuning(), *self.runs()]:
+            before = results.get(job.key, {}).get("fingerprint")
+            if before not in (None, self._fingerprints[job.data]):
+                raise ValueError(
+                    f"data set {job.data}: {self.out / RESULTS} has runs on other data, with other images or labels; "
+                    "take another folder"
+                )
 
     def tuning(self) -> list[Job]:
         """The runs by which learning rates are chosen."""
@@ -172,7 +192,7 @@ class Comparison:
             "labels": job.labels,
             "seed": job.seed,
         }
-        record |= {"settings": job.settings, **result}
+        record |= {"fingerprint": self._fingerprints[job.data], "settings": job.settings, **result}
         append_record(self.out / RESULTS, record)
         self.records.append(record)
 

@@ -58,9 +58,14 @@ def draw_plots(
     for data in dict.fromkeys(p.data for p, _ in known):
         mine = [(p, record) for p, record in known if p.data == data]
         levels = _levels(mine)
-        for noise in dict.fromkeys(p.noise for p, _ in mine if p.noise != "none"):
-            file = folder / f"{data}_{noise}_precision.png"
-            inside = [m for m in mine if m[0].noise in (noise, "none")]
+        # What rows are told of noise that is as it is does not make it another noise, but other runs.
+        told = [(p.noise, p.rate if p.noise == "given" else None) for p, _ in mine if p.noise != "none"]
+        for noise, rate in dict.fromkeys(told):
+            share = "" if rate is None else f"_{rate:g}"
+            file = folder / f"{data}_{noise}{share}_precision.png"
+            inside = [
+                m for m in mine if m[0].noise == "none" or (m[0].noise == noise and rate in (None, m[0].rate))
+            ]
             pictures += _precision(file, f"{data}, {noise} noise", order, inside, levels)
         for noise, rate in dict.fromkeys((p.noise, p.rate) for p, _ in mine):
             share = "" if rate is None else f"_{rate:g}"
@@ -89,7 +94,9 @@ def _precision(
     levels: dict[str, list[float]],
 ) -> list[Path]:
     values: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
-    real = max((record.get("noise") or 0.0 for place, record in runs if place.noise == "given"), default=0.0)
+    given = [record.get("noise") for place, record in runs if place.noise == "given"]
+    unknown = bool(given) and all(noise is None for noise in given)
+    real = max((noise or 0.0 for noise in given), default=0.0)
     for place, record in runs:
         rate = real if place.noise == "given" else place.rate or 0.0
         if not place.row.is_noise_free:
@@ -99,7 +106,8 @@ def _precision(
         return []
     if len(contested) == 1:
         rate = contested.pop()
-        return _ranking(file, f"{title}, {rate:.0%}", {name: values[name][rate] for name in values} | levels)
+        shown = title if unknown else f"{title}, {rate:.0%}"
+        return _ranking(file, shown, {name: values[name][rate] for name in values} | levels)
     rankings: list[Path] = []
     for rate in sorted(contested):
         rows = {name: values[name][rate] for name in values if rate in values[name]} | levels

@@ -63,9 +63,11 @@ def run_jobs(
     Args:
         jobs: what to do.
         slots: what to compute on.
-        folder: each job has a folder in it, named by its key, until it is finished.
+        folder: each job has a folder in it, named by its key, until it is finished; if its process died, the job may
+            go on from there.
         data_root: see `worker.run_job`.
-        finished: called with a job and what `worker.work` wrote, or, if the process died, its error.
+        finished: called with a job and what `worker.work` wrote, or, if the process died, its error. What a job left
+            is kept until this returns.
         stop: asked several times a second; true ends the running jobs, which leave checkpoints, and returns.
     """
     context = _context()
@@ -88,7 +90,10 @@ def run_jobs(
                 process.join()
                 job, slot = running.pop(process)
                 free.append(slot)
-                finished(job, _outcome(folder / job.key, process.exitcode or 0))
+                place = folder / job.key
+                finished(job, _outcome(place, process.exitcode or 0))
+                if (place / RESULT).is_file():
+                    shutil.rmtree(place)
     finally:
         for process in running:
             process.terminate()
@@ -109,11 +114,10 @@ def _context() -> Any:
 
 
 def _outcome(folder: Path, exit_code: int) -> dict[str, Any]:
-    """What a finished process left; its folder goes, unless the process died and the job may go on from there."""
+    """What a finished process left, or of what it died."""
     file = folder / RESULT
     if file.is_file():
         result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        shutil.rmtree(folder)
         return result
     if exit_code < 0:
         reason = f"killed by {signal.Signals(-exit_code).name}"

@@ -96,7 +96,8 @@ _NOISE_NAMES = {
 
 def _noise(kind: str, rate: float | None) -> str:
     """Wrong labels in words."""
-    return _NOISE_NAMES.get(kind, kind) + ("" if rate is None else f" {rate:.0%}")
+    share = "" if rate is None else f", rows told {rate:.0%}" if kind == "given" else f" {rate:.0%}"
+    return _NOISE_NAMES.get(kind, kind) + share
 
 
 def _by_row(places: Sequence[Place], results: dict[str, Record], name: str) -> list[str]:
@@ -182,7 +183,7 @@ def _missing(places: Sequence[Place], results: dict[str, Record]) -> str:
     partly = [name for name, count in planned.items() if 0 < done[name] < count]
     named = "; ".join(absent)  # not by commas, which are in the names
     if len(absent) > len(done):
-        named = f"the other {len(absent)} rows of the protocol"
+        named = f"{len(absent)} more rows that are planned"
     parts = [f"Not run here: {named}."] if absent else []
     parts += [f"Not with all seeds: {'; '.join(partly)}."] if partly else []
     return " ".join(parts)

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prism_dml.benchmark.jobs import Job
+from prism_dml.benchmark.protocol import DataSet
 from prism_dml.data import ImageTable, corrupt_table, read_table
 from prism_dml.files import at_home
-from prism_dml.training.sources import cut_validation
+from prism_dml.training.sources import cut_validation, fingerprint, training_fingerprint
 
 
 def training_table(job: Job, data_root: Path) -> ImageTable:
@@ -73,11 +74,17 @@ def _set_aside(
     return np.isin(true_names, aside), aside
 
 
-def test_table(job: Job, data_root: Path) -> ImageTable:
+def data_fingerprint(data: DataSet, data_root: Path) -> str:
+    """What tells a data set from another one at the same place: classes, paths, labels; not the pixels."""
+    train = training_fingerprint(read_table(resolve(data.path, data_root)))
+    return f"{train}-{fingerprint(test_table(data, data_root))}"
+
+
+def test_table(of: Job | DataSet, data_root: Path) -> ImageTable:
     """The split "test" of a job's data, with true labels where they are known."""
-    table = read_table(resolve(job.test or job.path, data_root))
-    if table.splits is None and job.test is None:
-        raise ValueError(f"{job.path} has no split 'test'; the data set needs a field test")
+    table = read_table(resolve(of.test or of.path, data_root))
+    if table.splits is None and of.test is None:
+        raise ValueError(f"{of.path} has no split 'test'; the data set needs a field test")
     table = table.split("test")
     return table if table.clean_labels is None else _with_true_labels(table)
 

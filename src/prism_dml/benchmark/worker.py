@@ -34,6 +34,7 @@ from prism_dml.training.result import RUN, read_run
 
 RESULT, LOG = "result.json", "log.txt"
 METRICS = ("precision_at_1", "r_precision", "map_at_r", "recall_at_2", "recall_at_4", "recall_at_8")
+NOT_JUDGED: dict[str, float | None] = dict.fromkeys(("purity", "clean_recall", "wrong_found", "auroc"))
 CURVES = ("rejected", "purity", "clean_recall", "noise_rate_estimate")
 SMALL_SIZE = 48
 """Side in pixels of the images of raw pixels where the recipe does not say."""
@@ -126,8 +127,11 @@ def run_job(job: Job, folder: Path, data_root: Path, accelerator: str) -> dict[s
         result = read_run(run)["result"]
     else:
         result = train(table, config, run, resume=(run / CHECKPOINT).is_file())
-    facts = {"noise": noise, "told": config.noise_rate, "estimated": result.get("noise_rate_estimate")}
-    facts |= _selection(result, noise, find_method(job.method).selects) | _history(run / "metrics.jsonl")
+    method = find_method(job.method)
+    facts = {"noise": noise, "told": config.noise_rate, "estimated": None, **NOT_JUDGED}
+    if not method.clean_only:  # it has seen none of the wrong labels
+        facts |= {"estimated": result.get("noise_rate_estimate")} | _selection(result, noise, method.selects)
+    facts |= _history(run / "metrics.jsonl")
     if job.kind == "tuning":
         if not facts["validation"]:
             raise ValueError("the classes set aside for validation have no two images of a class")
@@ -182,7 +186,7 @@ def _selection(result: dict[str, Any], noise: float | None, selects: bool) -> di
     facts = result.get("judgement") or ({} if selects else result["last_decisions"])
     purity, recall, auroc = (facts.get(name) for name in ("purity", "clean_recall", "auroc"))
     if noise is None or purity is None or recall is None or (not selects and recall == 1):
-        return {"purity": None, "clean_recall": None, "wrong_found": None, "auroc": None}
+        return NOT_JUDGED
     kept_clean = recall * (1 - noise)  # shares of all samples
     kept_wrong = kept_clean * (1 - purity) / purity if purity else float("nan")
     found = 1 - kept_wrong / noise if noise else float("nan")

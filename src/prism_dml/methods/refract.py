@@ -62,7 +62,7 @@ class Refract(Method):
 
     The softmax narrows the classes of the training set more in some directions than in others; classes that are new
     are not as narrow there. So the embedding that is validated and saved is scaled, half-way to where the spread within
-    the believed classes is the same in all directions (`EVENED`), as the last look found it.
+    the believed classes is the same in all directions (`EVENED`), as the last look that embedded them found it.
 
     Where the blocks of the network are known (`levels`), the judge compares what they see: what comes early in it knows
     less of the labels that it learns, wrong ones included. Beside that it compares how images respond to patches of
@@ -73,16 +73,18 @@ class Refract(Method):
     classes, and in less than half an epoch, the judge compares the embeddings, scaled, and only labels are learned;
     beside them, in a run of many epochs, what a frozen backbone makes of the images. In a run of less than two epochs
     the one look comes before the first step, and compares patch features alone where blocks are known, and what a
-    frozen backbone makes of the images. See `plan_compared`.
+    frozen backbone makes of the images; where blocks are not compared in the end, patch features are, beside the
+    embeddings. See `plan_compared`.
 
     A step costs O(B.C.D + B.(B + F).L) beside the network, of embeddings of length D, F features before the head and L
     numbers of patch features, N / 80, from 256 to 1,024 (1,152 of up to 256 images). A look costs a forward pass of the
     N samples, O(N.(C + M).M) time, and O(N^1.5.M) for their neighbours, on an accelerator O(N^2.M), of M numbers that
     are compared: as many as L if those are blocks, else D, and L more where what a frozen backbone makes of the images
-    is beside them. With blocks of the small network it takes 20 to 25 kB a sample, the judge's share included. Patch
-    features are found once, in two passes over the images, together shorter than a forward pass where these are decoded
-    already, and with 12 kB a sample (20 of 8,000), of which half a kB to 2 kB stay, as of a frozen backbone's where
-    those are compared (a quarter of a kB where blocks are not); what is believed takes 69 bytes.
+    is beside them, 128 more where patch features are. With blocks of the small network it takes 20 to 25 kB a sample,
+    the judge's share included. Patch features are found once, in two passes over the images, together shorter than a
+    forward pass where these are decoded already, and with 12 kB a sample (20 of 8,000), of which half a kB to 2 kB
+    stay, as of a frozen backbone's where those are compared (a quarter of a kB where blocks are not); what is believed
+    takes 69 bytes.
     Source: PRISM (Liu et al., CVPR 2021), sec. 3, for trust by the similarity to class means; normalised softmax: Zhai
     and Wu, BMVC 2019; the likelihood of a noisy label: Patrini et al., CVPR 2017; scaling by the covariance
     within classes: Hatch et al., Interspeech 2006, who whiten; `models/levels.py`, `patches.py` and
@@ -162,17 +164,21 @@ class Refract(Method):
         self.parts += 1
 
     def _look(self, embed_all: EmbedAll) -> None:
-        """Judge all labels, and decide what the next steps learn from."""
+        """Judge all labels, and decide what the next steps learn from.
+
+        What cannot be read is not drawn: it is believed, and would take the places of doubtful samples.
+        """
         labels = self.data.labels.to(self.unlearned.device)
         if int(self.parts) == 0:  # nothing is learned yet
             self._believe(judge(leading(self.unlearned), labels))
+            self.draws *= (self.unlearned != 0).any(dim=1)
             return
         seen = embed_all(WithLevels(self.embedder) if self._compared.levels else self.embedder)
         embeddings = seen[:, : self.embedding_dim]
         readable = (embeddings != 0).any(dim=1)
         scaled = normalize(embeddings @ self.scaling, dim=1)
         self._believe(judge(self._compared.rows(seen, scaled, self.unlearned), labels))
-        self.draws *= readable  # what cannot be read would else take the places of doubtful samples
+        self.draws *= readable
         self._even_out(embeddings, labels, readable)
 
     def _believe(self, judged: Judged) -> None:

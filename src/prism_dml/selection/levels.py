@@ -27,7 +27,8 @@ def side_by_side(
 ) -> Tensor:
     """Levels (N, L) of a data set as unit rows: all numbers equally wide, all blocks equally long, side by side.
 
-    Of more numbers of more samples than `num_compared` says, so many leading directions, D. Rows of zeros stay.
+    Of more numbers of more samples than `num_compared` says, so many leading directions, D. Where there are more than
+    `DIRECTIONS` of both, the leading directions come last. Rows of zeros stay.
     O(N.L.D) time, beside 5,000 L^2 and L^3 for the directions; O(N.D) memory beside what is given.
 
     Args:
@@ -48,10 +49,10 @@ def side_by_side(
     parts = [slice(start, start + _ROWS) for start in range(0, len(levels), _ROWS)]
     numbers = levels.shape[1] + (0 if beside is None else beside.shape[1])
     count = num_compared(len(levels), numbers, most)
-    if count == numbers:
+    if min(len(levels), numbers) <= DIRECTIONS:
         return normalize(torch.cat([rows(part) for part in parts]), dim=1)
     drawn = rows(some(len(levels), _ENOUGH, levels.device))
-    # In float32 it may not converge where some numbers hang on others. The leading directions come last.
+    # In float32 it may not converge where some numbers hang on others.
     _, directions = torch.linalg.eigh((drawn.T @ drawn).double())
     leading = directions[:, -count:].to(levels)
     compared = levels.new_empty(len(levels), count)

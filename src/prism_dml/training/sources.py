@@ -39,11 +39,15 @@ _BLOCK = 65_536
 
 
 def training_fingerprint(data: ImageTable) -> str:
-    """What tells the training split of one data set from another's, other labels included; not the pixels.
+    """What tells the training split of one data set from another's, other labels included; not the pixels."""
+    return fingerprint(data.split("train"))
 
-    It is the digest of the JSON of classes, paths and labels, which is never held as a whole.
+
+def fingerprint(table: ImageTable) -> str:
+    """What tells some samples from others: the digest of the JSON of classes, paths and labels.
+
+    That is never held as a whole.
     """
-    table = data.split("train")
     digest = hashlib.sha256(b"[")
     for number, column in enumerate((table.classes, table.paths, map(int, table.labels))):
         digest.update(b", [" if number else b"[")
