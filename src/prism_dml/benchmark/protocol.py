@@ -30,7 +30,7 @@ class DataSet:
 
     Args:
         name: How tables call it.
-        path: What `prism train` takes as DATA; $VARIABLES are filled in.
+        path: A file or folder as `prism train` takes it, no pattern or URL; $VARIABLES are filled in.
         test: Data set whose split "test" is searched instead of the data set's own.
         recipe: Settings of training on it, for every row.
     """
