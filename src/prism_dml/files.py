@@ -49,12 +49,14 @@ def refuse_unwritable(path: Path, make_folder: bool = False) -> None:
 def _beside(path: Path, mark: str) -> Iterator[tuple[Path, Path]]:
     """What `path` leads to, and a file beside it that is removed in the end; see `replacing`."""
     try:
-        target = path.resolve() if path.is_symlink() else path
-    except RuntimeError as error:  # Python below 3.13
+        target = resolved(path) if path.is_symlink() else path
+    except ValueError as error:
         raise OSError(f"{path} cannot be written: a link that leads to itself") from error
     temporary = target.with_name(f".{target.name}.{mark}.tmp" if mark else f".{target.name}.tmp")
     try:
-        if target.exists() and not (target.is_file() or target.is_dir()):
+        if target.is_dir():
+            raise OSError("a folder is there")
+        if target.exists() and not target.is_file():
             raise OSError("a pipe or a device is there")
         if target.parent.exists() and not target.parent.is_dir():
             raise OSError(f"{target.parent} is no folder")
@@ -96,6 +98,14 @@ def held(folder: Path, who: str, wait: float = 0.0) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def resolved(path: Path) -> Path:
+    """A path without links and dots; ValueError if a link leads to itself."""
+    try:
+        return path.resolve()
+    except RuntimeError as error:  # Python below 3.13
+        raise ValueError(f"{path}: a link that leads to itself") from error
 
 
 def at_home(path: str | Path) -> Path:

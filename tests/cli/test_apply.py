@@ -170,3 +170,18 @@ def test_embeddings_that_were_audited_without_images(prism, tmp_path, kind):
         "path,label",
         *(f"#{i},{label}" for i, label in enumerate(right)),
     ]
+
+
+def test_embeddings_in_columns_of_views_are_corrected(prism, tmp_path):
+    """As newer writers of parquet store text; pyarrow takes no rows of such columns."""
+    vectors = np.eye(6)[np.arange(12) % 6].tolist()
+    names = pa.array(["a", "b"] * 6).cast(pa.string_view())
+    rows = pa.table(
+        {"path": pa.array(map(str, range(12))).cast(pa.string_view()), "label": names, "embedding": vectors}
+    )
+    pq.write_table(rows, tmp_path / "e.parquet")
+    assert prism("audit", tmp_path / "e.parquet", "--out", tmp_path / "a")[0] == 0
+    done = prism(
+        "apply", tmp_path / "e.parquet", tmp_path / "a" / "suggestions.json", "--out", tmp_path / "c.csv"
+    )
+    assert done[0] == 0 and len((tmp_path / "c.csv").read_text().splitlines()) >= 12

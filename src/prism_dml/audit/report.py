@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from importlib.resources import files
@@ -28,6 +29,7 @@ logger = logging.getLogger("prism_dml")
 INSIDE = 2048
 """Up to so many pictures lie inside of the page, more in sheets beside it."""
 SHEET_FOLDER = "report_images"
+_SHEET = re.compile(r"\d+\.webp")
 BINS = 40
 """Of the distribution of scores."""
 PAIRS_SHOWN = 1000
@@ -56,8 +58,10 @@ def write_report(
         The file written.
 
     Raises:
+        ValueError: see `refuse_other_pictures`.
         OSError: the page cannot be written.
     """
+    refuse_other_pictures(folder)
     folder.mkdir(parents=True, exist_ok=True)
     shown = _shown_samples(audit)
     inside: list[str] = []
@@ -92,6 +96,16 @@ def write_report(
         if partial_folder.is_dir():
             partial_folder.replace(sheet_folder)
     return out
+
+
+def refuse_other_pictures(folder: Path) -> None:
+    """ValueError if the folder that a page in `folder` keeps its pictures in holds anything else: it is replaced."""
+    place = folder / SHEET_FOLDER
+    other = next((file for file in sorted(place.glob("*")) if not _SHEET.fullmatch(file.name)), None)
+    if other is not None:
+        raise ValueError(
+            f"{other}: {place} is for the pictures of an audit, and would be replaced; take another --out"
+        )
 
 
 def _render(data: dict[str, Any], sheets: list[str]) -> str:

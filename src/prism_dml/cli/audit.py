@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from prism_dml.audit import Audit
 
 CLASSES_SHOWN = 10
+WRITTEN = ("issues.csv", "issues.parquet", "summary.json", "suggestions.json", "report.html")
+"""Files of an audit."""
 
 
 def audit(
@@ -52,7 +54,8 @@ def audit(
 
     Raises:
         ValueError: the model, the embeddings or the data cannot be read, they do not belong together, there is no
-            such split, or only one class, with which there is nothing to compare.
+            such split, or only one class, with which there is nothing to compare; or the result would overwrite what
+            is read, or pictures of others.
         OSError: the folder cannot be written to, which is tried before anything is embedded.
     """
     if suspects < 1:
@@ -68,12 +71,16 @@ def audit(
         suggest_corrections,
         write_report,
     )
+    from prism_dml.audit.report import refuse_other_pictures
     from prism_dml.cli.samples import are_embeddings, of_embeddings, of_run
-    from prism_dml.data import place, refuse_input, write_corrections
+    from prism_dml.data import place, refuse_input, refuse_overwriting, write_corrections
     from prism_dml.files import refuse_unwritable
 
-    if data is not None:
-        refuse_input(out / "issues.parquet", place(data))
+    for name in WRITTEN:
+        refuse_overwriting(out / name, [run_or_embeddings])
+        if data is not None:
+            refuse_input(out / name, place(data))
+    refuse_other_pictures(out)
     if are_embeddings(run_or_embeddings):
         sample_set = of_embeddings(run_or_embeddings, data, split)
     elif data is None:

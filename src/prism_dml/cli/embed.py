@@ -66,7 +66,7 @@ def embed(
         write_embeddings,
     )
     from prism_dml.data.parts import part_file
-    from prism_dml.files import refuse_unwritable
+    from prism_dml.files import refuse_unwritable, resolved
     from prism_dml.models import load, model_checksum
     from prism_dml.training.result import run_files
 
@@ -74,7 +74,7 @@ def embed(
     if (out.is_file() and not is_file) or (out.suffix and not is_file and not out.is_dir()):
         raise ValueError(f"--out must end in .parquet or .npz, or be a folder, not '{out.name}'")
     source = place(data)
-    if isinstance(source, Path) and source.resolve() == out.resolve():
+    if isinstance(source, Path) and resolved(source) == resolved(out):
         raise ValueError(f"--out must not be the data itself: {out}")
     if not is_file:
         refuse_other_files(out, holds_parts, "embeddings")

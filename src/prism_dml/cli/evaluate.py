@@ -63,15 +63,14 @@ def evaluate(
 
     model, whole = load(run), read_table(data)
     table = whole.split("test") if split is None else whole.select(whole.members(split)).compact()
-    classes = set(_truth(table).tolist()) - {-1}
-    if len(classes) == 1:  # whatever is found is right
-        raise ValueError(f"2 classes or more are needed, the data has 1: {table.classes[classes.pop()]}")
+    _refuse_one_class(table)
     if json is not None and str(json) != "-":
         refuse_input(json, place(data), whole)
         refuse_overwriting(json, run_files(run))
         refuse_unwritable(json)
     _warn_of_known(run, table.classes)
     embedded = embed_table(model, table, batch_size, workers, max_unreadable, device)
+    _refuse_one_class(embedded.table)
     metrics, intervals = measure(embedded, seed)
     used_split = None if table.splits is None else split or "test"
     result = {"run": str(run), "data": data, "split": used_split, "seed": seed}
@@ -86,6 +85,13 @@ def evaluate(
     rows = [(title, f"{metrics[name]:.4f}", ranges.get(name, "")) for name, title in _TITLES.items()]
     title = f"{run} on {data}: {metrics['num_queries']:,} queries{skipped}"
     print_table(title, ("Measure", "Value", "95 % interval"), rows)
+
+
+def _refuse_one_class(table: ImageTable) -> None:
+    """ValueError if all images are of one class: whatever is found is right."""
+    classes = set(_truth(table).tolist()) - {-1}
+    if len(classes) == 1:
+        raise ValueError(f"2 classes or more are needed, the data has 1: {table.classes[classes.pop()]}")
 
 
 def _truth(table: ImageTable) -> NDArray[np.int64]:

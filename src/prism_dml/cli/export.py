@@ -25,13 +25,19 @@ def export(run: Path, *, format: Literal["onnx", "safetensors"], out: Path, json
         json: Print the result as JSON.
 
     Raises:
-        ValueError: the model cannot be read or exported, or the file has another ending.
+        ValueError: the model cannot be read or exported, or the file has another ending or is one of the run's.
+        OSError: the file cannot be written.
     """
     if out.suffix.lower() != f".{format}":
         raise ValueError(f"--out must end in .{format}, not '{out.name}'")
+    from prism_dml.data import refuse_overwriting
+    from prism_dml.files import refuse_unwritable
     from prism_dml.models import load, save_as_file
+    from prism_dml.training.result import run_files
 
     model = load(run)
+    refuse_overwriting(out, run_files(run))
+    refuse_unwritable(out)
     if format == "onnx":
         from prism_dml.models.export import export_onnx
 

@@ -81,6 +81,13 @@ def write_json(result: dict[str, Any], file: Path) -> None:
         temporary.write_text(to_json(result), encoding="utf-8")
 
 
+class _Console(Console):
+    """One whose reader may have seen enough: that is told as by any print, see `main`."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table on standard output; its first column is text, the others are numbers.
 
@@ -96,7 +103,7 @@ def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]
         table.add_column(name, justify="right" if position else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console = Console(markup=False, emoji=False, highlight=False)  # names may hold brackets and colons
+    console = _Console(markup=False, emoji=False, highlight=False)  # names may hold brackets and colons
     if not console.is_terminal:
         console.width = _ANY_WIDTH
     console.print(title, soft_wrap=True)

@@ -14,6 +14,8 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 
 from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
+from prism_dml.files import at_home
+
 
 def parse(function: Callable[..., object], program: str, arguments: Sequence[str]) -> dict[str, Any]:
     """Parse a command's arguments.
@@ -73,11 +75,18 @@ def parse(function: Callable[..., object], program: str, arguments: Sequence[str
     for name, kind in types_of.items():  # null in a file is let through, whatever the type
         if name not in configs and values[name] is None and not _admits_null(kind):
             raise ValueError(parser.explain(f'Parser key "{name}": Got value: null'))
-    keywords = {name: values[name] for name in options}
+    keywords = {name: _at_home(values[name]) for name in options}
     for name, kind in configs.items():
         fields = [field.name for field in dataclasses.fields(kind) if field.init]
         keywords[name] = kind(**{field: values[field] for field in fields})
     return keywords
+
+
+def _at_home(value: Any) -> Any:
+    """Paths with ~ written out, as a shell leaves it in --out=~/run and YAML has none to."""
+    if isinstance(value, list):
+        return [_at_home(one) for one in value]
+    return at_home(value) if isinstance(value, Path) else value
 
 
 _METAVARS = {"an integer": "N", "a number": "X", "a path": "PATH", "text": "TEXT"}
@@ -147,6 +156,8 @@ class _Parser(ArgumentParser):
             options = [option for action in self._actions for option in action.option_strings]
             close = difflib.get_close_matches(unknown[1].split()[0].split("=")[0], options, n=1)
             return f"unknown argument '{unknown[1]}'" + (f": did you mean {close[0]}?" if close else "")
+        if message.startswith("Unexpected config:"):
+            return "--config: the file must hold options, one on each line, NAME: VALUE"
         message = re.sub(r'Parser key "(\w+)"', lambda key: spelling.get(key[1], key[1]), message)
         return message.replace(' in "<unicode string>",', "")
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from prism_dml.cli.output import print_json, print_table, write_json
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from prism_dml.data import ImageTable
 
 logger = logging.getLogger("prism_dml")
@@ -60,6 +62,8 @@ def search(
     from prism_dml.training.result import run_files
 
     built, rows, about = load_index(index)
+    if sheet is not None and "data" not in about:
+        raise ValueError(f"{index} was built of embeddings alone: --sheet needs one that was built with DATA")
     files = [str(file) for place in query for file in _images(place)]
     model = load(run)
     for target in (sheet, json):
@@ -92,22 +96,18 @@ def search(
         ]
         for row in zip(similarities, numbers, strict=True)
     ]
-    if sheet is not None:
-        if "data" not in about:
-            raise ValueError(
-                f"{index} was built of embeddings alone: --sheet needs one that was built with DATA"
-            )
-        _draw(embedded.table, found, about["data"], sheet)
     answers = [{"query": path, "matches": row} for path, row in zip(embedded.table.paths, found, strict=True)]
     result = {"index": str(index), "kind": built.kind, "queries": answers}
     if json is not None and str(json) == "-":
         print_json(result)
-        return
-    if json is not None:
-        write_json(result, json)
-    for path, row in zip(embedded.table.paths, found, strict=True):
-        shown = [(match["path"], match["label"], f"{match['similarity']:.3f}") for match in row]
-        print_table(path, ("Image", "Label", "Similarity"), shown)
+    else:
+        if json is not None:
+            write_json(result, json)
+        for path, row in zip(embedded.table.paths, found, strict=True):
+            shown = [(match["path"], match["label"], f"{match['similarity']:.3f}") for match in row]
+            print_table(path, ("Image", "Label", "Similarity"), shown)
+    if sheet is not None:
+        _draw(embedded.table, found, about["data"], sheet)
 
 
 def _images(place: Path) -> Iterator[Path]:
@@ -129,6 +129,13 @@ def _draw(queries: ImageTable, found: list[list[dict[str, Any]]], data: str, she
     from prism_dml.audit.contact_sheet import plot_matches
     from prism_dml.data import read_image, read_table
 
+    def picture(i: int) -> Image.Image | None:
+        try:
+            return read_image(table, i)
+        except ValueError as error:
+            logger.warning("not on the sheet: %s", error)
+            return None
+
     table = read_table(data)
     place = {path: i for i, path in enumerate(table.paths)}
     missing = next((match["path"] for row in found for match in row if match["path"] not in place), None)
@@ -137,9 +144,6 @@ def _draw(queries: ImageTable, found: list[list[dict[str, Any]]], data: str, she
     shown = range(min(len(queries), SHEET_ROWS))
     plot_matches(
         [(read_image(queries, i), Path(queries.paths[i]).name) for i in shown],
-        [
-            [(read_image(table, place[m["path"]]), m["label"], m["similarity"]) for m in found[i]]
-            for i in shown
-        ],
+        [[(picture(place[m["path"]]), m["label"], m["similarity"]) for m in found[i]] for i in shown],
         sheet,
     )

@@ -68,9 +68,15 @@ def _warn_of_no_effect(config: TrainConfig) -> None:
 
 def _name(data: Path | RemoteFile) -> str:
     """What the data are called: their folder, or file without its suffix; of a pattern, the folder of its files."""
+    from prism_dml.data.readers import LISTS
+    from prism_dml.files import resolved
+
     if "*" in data.name:
-        data = data.parent
-    return data.resolve().stem if data.name in ("", "..") and isinstance(data, Path) else data.stem
+        return _name(data.parent)
+    if isinstance(data, Path) and data.name in ("", ".."):
+        data = resolved(data)
+    is_file = data.suffix.lower() in (*LISTS, ".parquet") and not (isinstance(data, Path) and data.is_dir())
+    return data.stem if is_file else data.name
 
 
 def _show(run: Path, data: str, config: TrainConfig, result: dict[str, Any]) -> None:

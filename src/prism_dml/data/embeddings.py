@@ -147,8 +147,9 @@ def _read_npz(file: Path) -> _Content:
     if missing is not None:
         raise ValueError(f"{file}: no array '{missing}'")
     labels, classes = arrays["labels"], arrays.get("classes")
-    if labels.ndim != 1:
-        raise ValueError(f"{file}: labels must be of shape (N,), not {labels.shape}")
+    for name in ("labels", "classes", "paths"):
+        if name in arrays and arrays[name].ndim != 1:
+            raise ValueError(f"{file}: {name} must be of shape (N,), not {arrays[name].shape}")
     if classes is not None and labels.dtype.kind not in "USiu":
         raise ValueError(
             f"{file}: labels are numbers into classes: they must be integers, not {labels.dtype}"

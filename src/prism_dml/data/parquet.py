@@ -29,7 +29,11 @@ def parquet_shards(folder: Path) -> list[Path]:
     """The parquet files directly in a folder, or in its sub-folder data/ as on the Hub; in order of name."""
     shards: list[Path] = []
     for place in (folder, folder / "data"):
-        shards = shards or sorted(file for file in place.glob("*.parquet") if not file.name.startswith("."))
+        shards = shards or sorted(
+            file
+            for file in (place.iterdir() if place.is_dir() else ())
+            if file.suffix.lower() == ".parquet" and not file.name.startswith(".")
+        )
     return shards
 
 

@@ -16,6 +16,9 @@ from prism_dml.data.remote import RemoteFile, find_files, place
 from prism_dml.data.table import ImageTable
 from prism_dml.files import at_home
 
+LISTS = (".csv", ".tsv", ".txt")
+"""Suffixes of lists."""
+
 PUBLISHED: list[tuple[Callable[[Path], bool], Callable[[Path], ImageTable]]] = [
     (is_cub, read_cub),
     (is_cars, read_cars),
@@ -71,7 +74,7 @@ def _read(path: Path) -> ImageTable:
             return read_parquet(shards)
         raise ValueError(f"{path}: no such file or folder")
     kind = path.suffix.lower()
-    if kind in (".csv", ".tsv", ".txt"):
+    if kind in LISTS:
         return read_food_list(path) if is_food_list(path) else read_csv(path)
     if kind == ".parquet":
         return read_parquet([path])
@@ -86,7 +89,7 @@ def _read_url(url: str) -> ImageTable:
         kinds = {file.suffix.lower() for file in files}
         if kinds == {".parquet"}:
             return read_parquet(files)
-        if len(files) == 1 and kinds <= {".csv", ".tsv", ".txt"}:
+        if len(files) == 1 and kinds <= {*LISTS}:
             return read_csv(files[0])
     except FileNotFoundError as error:
         raise ValueError(f"{url}: no such file or folder") from error

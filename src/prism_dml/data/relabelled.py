@@ -58,7 +58,7 @@ def write_relabelled(table: ImageTable, out: str | Path, file: Path) -> None:
     """
     target = output_file(out)
     refuse_input(target, file)
-    rows = _rows(file)
+    rows = _filterable(_rows(file))
     stays = np.zeros(rows.num_rows, dtype=bool)
     stays[source_rows(table.images)[1]] = True
     rows = rows.filter(pa.array(stays)).replace_schema_metadata()  # it may be of the labels as they were
@@ -78,6 +78,16 @@ def write_relabelled(table: ImageTable, out: str | Path, file: Path) -> None:
             pq.write_table(rows, temporary)
     else:
         _write_texts(rows.drop_columns("embedding"), target)
+
+
+def _filterable(rows: pa.Table) -> pa.Table:
+    """The same with plain columns in the place of views, of which pyarrow takes no rows."""
+    plain = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+    for number, field in enumerate(rows.schema):
+        if field.type in plain:
+            column = rows.column(number).cast(plain[field.type])
+            rows = rows.set_column(number, field.with_type(column.type), column)
+    return rows
 
 
 def _rows(file: Path) -> pa.Table:

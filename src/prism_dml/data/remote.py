@@ -132,12 +132,15 @@ def place(text: str) -> Path | RemoteFile:
     """The place that text names: on disk, by a path or a file:// URL, or in a store, by any other URL.
 
     Raises:
-        ValueError: the text is empty.
+        ValueError: the text is empty, or a file:// URL of another machine.
     """
     if not text:  # an unset variable in a script, say: not the folder at hand
         raise ValueError("the data have no name: give a folder, a file or a URL ('.' is the folder at hand)")
     if text.lower().startswith("file://"):
-        return Path(unquote(urlsplit(text).path))
+        parts = urlsplit(text)
+        if parts.netloc.lower() not in ("", "localhost") or not parts.path:
+            raise ValueError(f"{text}: files are on this machine: file:///folder, with three slashes")
+        return Path(unquote(parts.path))
     return RemoteFile(text) if is_url(text) else at_home(text)
 
 

@@ -21,7 +21,7 @@ from prism_dml.data.readers import has_class_folders
 from prism_dml.data.remote import RemoteFile, place
 from prism_dml.data.row_groups import ParquetImages
 from prism_dml.data.table import ImageSource, ImageTable, SelectedImages, image_file, listed, source_rows
-from prism_dml.files import at_home, replacing
+from prism_dml.files import at_home, replacing, resolved
 
 logger = logging.getLogger("prism_dml")
 
@@ -204,15 +204,15 @@ def _parquet_files(images: ImageSource) -> list[Path | None]:
 
 def _becomes_part(target: Path, source: Path) -> bool:
     """Whether the input is a folder whose shards the target would be among, or a pattern that it matches."""
-    folder = target.resolve().parent
+    folder = resolved(target).parent
     if source.is_dir():
-        return folder in (source.resolve(), source.resolve() / "data")
-    return not source.exists() and folder == source.parent.resolve() and fnmatch(target.name, source.name)
+        return folder in (resolved(source), resolved(source) / "data")
+    return not source.exists() and folder == resolved(source.parent) and fnmatch(target.name, source.name)
 
 
 def _becomes_class(target: Path, source: Path) -> bool:
     """Whether the input is a folder of class folders, and the target lies in a folder within it that is not hidden."""
-    folder, root = target.resolve().parent, source.resolve()
+    folder, root = resolved(target).parent, resolved(source)
     if root not in folder.parents or any(name.startswith(".") for name in folder.relative_to(root).parts):
         return False
     return has_class_folders(source)

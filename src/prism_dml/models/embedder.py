@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from prism_dml.files import at_home
 from prism_dml.models.preprocess import Preprocess
 from prism_dml.models.small import SmallConvNet
 
@@ -213,9 +214,10 @@ def _build_timm(
         options = {"img_size": image_size, **options}
     state, plain = torch.get_rng_state(), options
     if weights is not None:
-        if not Path(weights).is_file():
+        weights = at_home(weights)
+        if not weights.is_file():
             raise ValueError(f"no such file of weights: {weights}")
-        if Path(weights).suffix != ".safetensors":  # timm's own loading may run code in a pickle
+        if weights.suffix != ".safetensors":  # timm's own loading may run code in a pickle
             _refuse_code(weights)
         options = dict(options)
         options["pretrained_cfg_overlay"] = {"file": str(weights), "source": "", "custom_load": False}
