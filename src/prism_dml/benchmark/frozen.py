@@ -40,7 +40,9 @@ def embedded_once(
         ValueError: the backbone cannot be built, or an image cannot be had.
     """
     settings = ("backbone", "pretrained", "weights", "image_size")
-    known = [str(data.resolve()), *(getattr(config, name) for name in settings)]
+    state = data.stat()  # what a comparison that was stopped has left may be of a file that is another by now
+    known = [str(data.resolve()), state.st_size, state.st_mtime_ns]
+    known += [getattr(config, name) for name in settings]
     known.append(precision_on(accelerator, config.precision))
     file = folder / f"{hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]}.npy"
     folder.mkdir(parents=True, exist_ok=True)
