@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
 
 from prism_dml.data.cache import load_images
 from prism_dml.data.table import ImageTable, IntArray
@@ -177,15 +178,13 @@ def pixel_features(table: ImageTable, progress: Callable[[int, int], None] | Non
     images, readable = load_images(table, FEATURE_PIXELS, progress=progress)
     pixels = images.flatten(1).numpy()
     sample = _unit(pixels[:: math.ceil(len(pixels) / PCA_SAMPLES)])
-    components = PCA(min(FEATURE_COMPONENTS, *sample.shape), svd_solver="randomized", random_state=0).fit(
-        sample
-    )
-    features = np.zeros((len(table), components.n_components_))
-    for start in range(
-        0, len(pixels), PCA_SAMPLES
-    ):  # in parts: as floats, all pixels take four times the memory
-        part = slice(start, start + PCA_SAMPLES)
-        features[readable[part]] = components.transform(_unit(pixels[part]))
+    count = min(FEATURE_COMPONENTS, *sample.shape)
+    with threadpool_limits(1):  # see `_clusters`
+        components = PCA(count, svd_solver="randomized", random_state=0).fit(sample)
+        features = np.zeros((len(table), components.n_components_))
+        for start in range(0, len(pixels), PCA_SAMPLES):  # as floats, all pixels take four times the memory
+            part = slice(start, start + PCA_SAMPLES)
+            features[readable[part]] = components.transform(_unit(pixels[part]))
     return features
 
 
@@ -261,13 +260,14 @@ def _clusters(points: FloatArray, generator: np.random.Generator) -> IntArray:
     count = (len(points) + 1) // 2
     start = "k-means++" if len(points) <= SPREAD_CENTRES else "random"
     model = KMeans(count, init=start, n_init=1, random_state=int(generator.integers(2**31)))
-    with warnings.catch_warnings():  # duplicates leave fewer clusters than asked for, which is fine
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    # Several threads add up in another order, which decides where a point is as near to two centres.
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # duplicates leave fewer clusters than asked for
         return np.asarray(model.fit_predict(points), dtype=np.int64)
 
 
 def _unit(pixels: NDArray[np.uint8]) -> FloatArray:
-    # In float32 clusters would depend on how many threads add up, and on the processor.
+    # In float32 clusters would depend on the processor.
     values = pixels.astype(np.float64)
     return np.asarray(values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -60,14 +62,22 @@ def holding(out: Path, resume: bool) -> Iterator[None]:
         yield
 
 
+def _hear_no_more_of_children() -> None:
+    """Torch raises, wherever we are by then, at each child that ends once a decoding process was killed."""
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 @contextmanager
 def one_line_if_short(out: Path) -> Iterator[None]:
     """Turn what `explained` knows into its one line, with where the run in `out` can be gone on with."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, ConnectionResetError) as error:
         known, checkpoint = explained(error), out / CHECKPOINT
         if known is None:
             raise
+        if isinstance(known, OSError):
+            _hear_no_more_of_children()
         hint = f"; --resume goes on from {checkpoint}, with fewer workers too" if checkpoint.exists() else ""
         raise type(known)(f"{known}{hint}") from error
