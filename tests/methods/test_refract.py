@@ -547,6 +547,16 @@ def test_in_a_run_of_few_epochs_there_is_one_look() -> None:
             assert shown[0].shape == (2500, 256)
 
 
+@pytest.mark.parametrize("count", [110, 200, 300])
+def test_a_short_run_of_few_images_finds_as_much_as_it_has_room_for(count: int) -> None:
+    """Two classes of so many images are large enough for pairs to be learned."""
+    embedder = Embedder("small", 16, image_size=16, backbone_options={"widths": (4, 6)}).eval()
+    method = build("refract", torch.arange(count) % 2, embedder)
+    method.look_every(epoch=9, steps=16)
+    method.on_epoch_start(embed(draw(0, count).repeat_interleave(4, 2).repeat_interleave(4, 3)))
+    assert (method.unlearned != 0).any(dim=1).all() and not hasattr(method, "patch_projection")
+
+
 def test_a_short_run_learns_from_its_first_step_on_what_the_images_tell(labels: Tensor) -> None:
     embedder = Embedder("small", 16, image_size=16, backbone_options={"widths": (4, 6)}).eval()
     method = build("refract", labels, embedder)

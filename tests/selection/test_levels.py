@@ -109,6 +109,15 @@ def test_how_many_numbers_are_compared(samples, numbers):
     assert side_by_side(given, (numbers,)).shape == (samples, num_compared(samples, numbers))
 
 
+@pytest.mark.parametrize("samples", [60, 128, 129, 200, 256, 257])
+def test_fewer_directions_can_be_asked_for(samples):
+    given = torch.rand(samples, 512, generator=torch.Generator().manual_seed(0))
+    width = num_compared(samples, 512, 128)
+    assert side_by_side(given, (512,), most=128).shape == (samples, width) and width == (
+        128 if samples > 128 else 512
+    )
+
+
 def test_many_samples_are_compared_in_more_directions():
     counts = [num_compared(samples, 1152) for samples in (300, 20_000, 50_000, 10**7)]
     assert counts == [DIRECTIONS, DIRECTIONS, 50_000 // SAMPLES_EACH, MOST_DIRECTIONS]

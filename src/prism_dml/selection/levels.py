@@ -49,7 +49,7 @@ def side_by_side(
     parts = [slice(start, start + _ROWS) for start in range(0, len(levels), _ROWS)]
     numbers = levels.shape[1] + (0 if beside is None else beside.shape[1])
     count = num_compared(len(levels), numbers, most)
-    if min(len(levels), numbers) <= DIRECTIONS:
+    if count == numbers and min(len(levels), numbers) <= DIRECTIONS:
         return normalize(torch.cat([rows(part) for part in parts]), dim=1)
     drawn = rows(some(len(levels), _ENOUGH, levels.device))
     # In float32 it may not converge where some numbers hang on others.
